@@ -1,0 +1,333 @@
+//! The closed list of facts. Floor 0.
+//!
+//! Each fact is one variant; telemetry turns it into a counter, a log line, or both, in one place.
+//! No variant carries SQL, a password, or a cancel key.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::ids::{CheckoutId, ConnId, Holder, PoolKey};
+
+/// How bad a fact is. `error` and `warn` are worth a look at 3 a.m.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Counted, not logged.
+    Debug,
+    /// Normal life.
+    Info,
+    /// Something was wrong and was dealt with, or a client misbehaved.
+    Warn,
+    /// Something is wrong and needs a person.
+    Error,
+}
+
+macro_rules! closed_set {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $name {
+            /// Every member, for registering counters at 0.
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+
+            /// The label value.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $text),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(self.as_str())
+            }
+        }
+    };
+}
+pub(crate) use closed_set;
+
+closed_set! {
+    /// Why a checkout is believed to be leaked (DESIGN section 2).
+    Reason {
+        /// Given back inside a transaction, or with a reply owed.
+        DirtyReturn => "dirty_return",
+        /// The server waits in mid-protocol for a client that is silent: a missing Sync, a suspended
+        /// portal, an abandoned COPY.
+        ProtocolWedge => "protocol_wedge",
+        /// The client's socket is gone.
+        Orphaned => "orphaned",
+        /// Nothing in flight, a transaction open, no byte for longer than the limit.
+        IdleInTransaction => "idle_in_transaction",
+        /// Nothing in flight, no transaction, but the connection is held and unused.
+        IdleSession => "idle_session",
+        /// The server connection is older than `max_lifetime` and is still held.
+        Overdue => "overdue",
+        /// A statement in flight for long. Reported, never reclaimed.
+        SlowStatement => "slow_statement",
+    }
+}
+
+closed_set! {
+    /// What became of a suspected leak.
+    Resolution {
+        /// The holder carried on or gave it back: we were wrong to suspect.
+        Returned => "returned",
+        /// We took the connection back from a live holder.
+        Reclaimed => "reclaimed",
+        /// The client disconnected while suspect, and the connection was cleaned or closed.
+        Disconnected => "disconnected",
+        /// The server connection died under it.
+        ServerLost => "server_lost",
+    }
+}
+
+closed_set! {
+    /// How a server connection that did not come home clean was dealt with.
+    RecycleAction {
+        /// Rolled back if needed, reset, verified quiet, re-issued.
+        Reset => "reset",
+        /// The running statement was cancelled first.
+        Cancel => "cancel",
+        /// Closed without trying to reset it.
+        Close => "close",
+    }
+}
+
+closed_set! {
+    /// What came of a recycle.
+    RecycleOutcome {
+        /// The connection is back in the pool.
+        Reissued => "reissued",
+        /// The connection was closed and its backend is gone.
+        Closed => "closed",
+        /// The connection was closed, but its backend was still there after the deadline.
+        BackendLingers => "backend_lingers",
+        /// The connection was closed; whether its backend is gone could not be asked.
+        Unverified => "unverified",
+    }
+}
+
+closed_set! {
+    /// Why a server connection was closed.
+    CloseReason {
+        /// Older than `max_lifetime`.
+        MaxLifetime => "max_lifetime",
+        /// Unused for `idle_timeout`.
+        IdleTimeout => "idle_timeout",
+        /// It died or was closed by the server.
+        ServerLost => "server_lost",
+        /// It could not be reset in time, or was left in mid-protocol.
+        Unclean => "unclean",
+        /// pgleash is stopping.
+        Shutdown => "shutdown",
+    }
+}
+
+closed_set! {
+    /// Why a verdict was not carried out.
+    Suppression {
+        /// `leaks.action` is `observe`.
+        Observe => "observe",
+        /// The budget for this window is spent.
+        Budget => "budget",
+        /// The holder moved between the decision and the act.
+        Moved => "moved",
+        /// pgleash is draining.
+        Draining => "draining",
+        /// The server did not confirm that it waits for the client.
+        Unconfirmed => "unconfirmed",
+    }
+}
+
+closed_set! {
+    /// Why a client was turned away or cut off.
+    Refusal {
+        /// A malformed first packet or frame.
+        Protocol => "protocol",
+        /// `pool.max_clients` reached.
+        TooManyClients => "too_many_clients",
+        /// The first packet did not arrive in time.
+        LoginTimeout => "login_timeout",
+        /// The upstream server refused the login.
+        Login => "login",
+        /// A feature that pgleash does not carry.
+        Unsupported => "unsupported",
+        /// The upstream server could not be reached.
+        Upstream => "upstream",
+        /// pgleash is draining.
+        Draining => "draining",
+    }
+}
+
+/// Who, how long, on which connection: common to all that is said of one checkout.
+#[derive(Clone, Debug, Serialize)]
+pub struct Evidence {
+    /// The checkout.
+    pub checkout: CheckoutId,
+    /// Who holds it.
+    #[serde(flatten)]
+    pub holder: Arc<Holder>,
+    /// Process id of the Postgres backend.
+    pub backend_pid: i32,
+    /// Seconds since the checkout began.
+    pub age_seconds: f64,
+    /// Seconds since a byte last went either way.
+    pub idle_seconds: f64,
+    /// The limit that was applied, in seconds; 0 where there is none.
+    pub limit_seconds: f64,
+}
+
+/// One fact.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[allow(missing_docs, reason = "field names are the JSON keys and say what they are; units are in the names")]
+pub enum Event {
+    /// The process listens and serves. `listen` and `admin` are the bound addresses.
+    Started {
+        version: &'static str,
+        listen: String,
+        admin: String,
+        action: &'static str,
+    },
+    /// SIGTERM or SIGINT arrived: enforcement is off, clients are asked to leave.
+    Draining {
+        clients: usize,
+        limit_seconds: f64,
+    },
+    /// The last word.
+    Stopped {
+        drained: bool,
+        clients_cut: usize,
+    },
+    /// A first client asked for this (database, user).
+    PoolOpened {
+        pool: PoolKey,
+        size: usize,
+    },
+    ConnectionOpened {
+        pool: PoolKey,
+        conn: ConnId,
+        backend_pid: i32,
+        connect_seconds: f64,
+    },
+    ConnectionClosed {
+        pool: PoolKey,
+        conn: ConnId,
+        backend_pid: i32,
+        reason: CloseReason,
+        age_seconds: f64,
+        uses: u64,
+    },
+    /// Counted, not logged.
+    CheckedOut {
+        pool: PoolKey,
+        waited_seconds: f64,
+    },
+    /// Counted, not logged.
+    CheckedIn {
+        pool: PoolKey,
+        held_seconds: f64,
+    },
+    /// A client waited `wait_timeout` in vain and was told 53300.
+    CheckoutTimeout {
+        pool: PoolKey,
+        waited_seconds: f64,
+        diagnosis: String,
+        client: String,
+    },
+    /// A checkout has become suspect, or a certain leak was met.
+    LeakDetected {
+        pool: PoolKey,
+        reason: Reason,
+        #[serde(flatten)]
+        evidence: Evidence,
+    },
+    /// A detected leak is over.
+    LeakResolved {
+        pool: PoolKey,
+        reason: Reason,
+        resolution: Resolution,
+        #[serde(flatten)]
+        evidence: Evidence,
+    },
+    /// A suspect was due, and was left alone.
+    ReclaimSuppressed {
+        pool: PoolKey,
+        reason: Reason,
+        because: Suppression,
+        #[serde(flatten)]
+        evidence: Evidence,
+    },
+    /// A connection that did not come home clean was dealt with.
+    Recycled {
+        pool: PoolKey,
+        conn: ConnId,
+        checkout: CheckoutId,
+        backend_pid: i32,
+        action: RecycleAction,
+        outcome: RecycleOutcome,
+        elapsed_seconds: f64,
+        detail: String,
+    },
+    /// A holder sent a statement after its connection was taken: the kill was wrong.
+    ReclaimRegretted {
+        pool: PoolKey,
+        #[serde(flatten)]
+        evidence: Evidence,
+        after_seconds: f64,
+    },
+    /// A client was turned away or cut off. `detail` says what was wrong, without its data.
+    ClientRefused {
+        reason: Refusal,
+        client: String,
+        detail: String,
+    },
+    /// The upstream server could not be reached or refused a connection.
+    UpstreamFailed {
+        pool: PoolKey,
+        sqlstate: String,
+        detail: String,
+    },
+    /// A label value beyond the bound was counted as `other`.
+    LabelFolded {
+        label: &'static str,
+    },
+}
+
+impl Event {
+    /// How bad it is.
+    pub fn level(&self) -> Level {
+        match self {
+            Event::CheckedOut { .. } | Event::CheckedIn { .. } | Event::LabelFolded { .. } => Level::Debug,
+            Event::CheckoutTimeout { .. } | Event::UpstreamFailed { .. } | Event::ReclaimRegretted { .. } => {
+                Level::Error
+            }
+            Event::LeakDetected { .. } | Event::ReclaimSuppressed { .. } | Event::ClientRefused { .. } => {
+                Level::Warn
+            }
+            Event::Recycled { outcome, .. } if *outcome == RecycleOutcome::BackendLingers => Level::Error,
+            Event::Started { .. }
+            | Event::Draining { .. }
+            | Event::Stopped { .. }
+            | Event::PoolOpened { .. }
+            | Event::ConnectionOpened { .. }
+            | Event::ConnectionClosed { .. }
+            | Event::LeakResolved { .. }
+            | Event::Recycled { .. } => Level::Info,
+        }
+    }
+}
+
+/// Where facts go. Telemetry implements it; tests collect into a vector.
+pub trait Sink: Send + Sync + 'static {
+    /// Takes one fact. Must not block on I/O for long and must not panic.
+    fn emit(&self, event: Event);
+}

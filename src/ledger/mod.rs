@@ -1,0 +1,355 @@
+//! Every server connection and every checkout of one pool, each in one state. Floor 1.
+//!
+//! A connection is `Idle → Lent → (Recycling →) Idle`, and ends from any of them; a checkout is
+//! `Held ⇄ Suspect → Reclaiming`, and ends from any of them. `transition` is the one place
+//! where a connection's state and the counts change, together.
+
+mod peaks;
+mod show;
+mod sweep;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::activity::{Activity, Observed};
+use crate::event::{CloseReason, Event, Evidence, Reason, Resolution};
+use crate::forecast::Forecast;
+use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey};
+use crate::wire::pin::Pin;
+
+use self::peaks::Peaks;
+pub use self::sweep::{Due, Sweep};
+
+/// Where a live server connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the pool. Goes to `Lent`, or is closed.
+    Idle,
+    /// With a holder. Goes to `Idle` when it comes home quiet, to `Recycling` otherwise.
+    Lent(CheckoutId),
+    /// Being reset or closed. Goes to `Idle`, or is closed.
+    Recycling,
+}
+
+impl Place {
+    const KINDS: usize = 3;
+
+    const fn kind(self) -> usize {
+        match self {
+            Place::Idle => 0,
+            Place::Lent(_) => 1,
+            Place::Recycling => 2,
+        }
+    }
+}
+
+/// A live server connection.
+#[derive(Debug)]
+struct Conn {
+    place: Place,
+    backend_pid: i32,
+    opened: Moment,
+    expires: Moment,
+    idle_since: Moment,
+    uses: u64,
+}
+
+/// How sure we are that a checkout leaked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// Nothing is said against it.
+    Held,
+    /// Its idleness is past the suspect share of the limit.
+    Suspect { of: Suspicion, seen: Observed, told_suppressed: bool },
+    /// The holder has lost it; the connection is on its way home.
+    Reclaiming(Suspicion),
+}
+
+/// What a checkout is suspected of, and the limit that it was measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Suspicion {
+    reason: Reason,
+    limit: Duration,
+}
+
+/// A checkout that is out. `L` is what the floor above needs to reach its holder.
+#[derive(Debug)]
+struct Checkout<L> {
+    holder: Arc<Holder>,
+    leash: L,
+    conn: ConnId,
+    started: Moment,
+    waited: Duration,
+    pinned: Option<Pin>,
+    mark: Mark,
+    /// That it is overdue has been told.
+    overdue: Option<Suspicion>,
+}
+
+/// One pool's books.
+#[derive(Debug)]
+pub struct Ledger<L> {
+    pool: PoolKey,
+    conns: BTreeMap<ConnId, Conn>,
+    checkouts: BTreeMap<CheckoutId, Checkout<L>>,
+    waits: BTreeMap<u64, Moment>,
+    next_wait: u64,
+    /// Connections being opened, each for a slot that is taken.
+    dialling: usize,
+    counts: [usize; Place::KINDS],
+    opened: u64,
+    closed: u64,
+    started: u64,
+    ended: u64,
+    peaks: Peaks,
+    forecast: Forecast,
+}
+
+impl<L: AsRef<Activity> + Clone> Ledger<L> {
+    /// Empty books.
+    pub fn new(pool: PoolKey) -> Self {
+        Self {
+            pool,
+            conns: BTreeMap::new(),
+            checkouts: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            next_wait: 0,
+            dialling: 0,
+            counts: [0; Place::KINDS],
+            opened: 0,
+            closed: 0,
+            started: 0,
+            ended: 0,
+            peaks: Peaks::default(),
+            forecast: Forecast::new(),
+        }
+    }
+
+    /// A slot's owner began to open a connection; [`Ledger::opened`] or [`Ledger::not_opened`] follows.
+    pub fn dialling(&mut self, now: Moment) {
+        self.dialling += 1;
+        self.note_peak(now);
+    }
+
+    /// The connection could not be opened.
+    pub fn not_opened(&mut self, now: Moment) {
+        self.note_peak(now);
+        self.dialling = self.dialling.saturating_sub(1);
+    }
+
+    /// A server connection was opened; it is idle until it is lent.
+    pub fn opened(&mut self, conn: ConnId, backend_pid: i32, expires: Moment, now: Moment) {
+        self.note_peak(now);
+        self.dialling = self.dialling.saturating_sub(1);
+        let fresh = Conn { place: Place::Idle, backend_pid, opened: now, expires, idle_since: now, uses: 0 };
+        self.counts[Place::Idle.kind()] += 1;
+        self.opened += 1;
+        self.conns.insert(conn, fresh);
+    }
+
+    /// A server connection is gone; `None` if it was not there.
+    pub fn closed(&mut self, conn: ConnId, reason: CloseReason, now: Moment) -> Option<Event> {
+        self.note_peak(now);
+        let gone = self.conns.remove(&conn)?;
+        self.counts[gone.place.kind()] -= 1;
+        self.closed += 1;
+        Some(Event::ConnectionClosed {
+            pool: self.pool.clone(),
+            conn,
+            backend_pid: gone.backend_pid,
+            reason,
+            age_seconds: now.since(gone.opened).as_secs_f64(),
+            uses: gone.uses,
+        })
+    }
+
+    /// Moves a connection to another place; the only code that does, with the counts in step.
+    fn transition(&mut self, conn: ConnId, to: Place, now: Moment) {
+        self.note_peak(now);
+        let Some(entry) = self.conns.get_mut(&conn) else { return };
+        self.counts[entry.place.kind()] -= 1;
+        self.counts[to.kind()] += 1;
+        match to {
+            Place::Idle => entry.idle_since = now,
+            Place::Lent(_) => entry.uses += 1,
+            Place::Recycling => {}
+        }
+        entry.place = to;
+        self.note_peak(now);
+    }
+
+    /// A client began to wait; the key ends the wait.
+    pub fn wait_begins(&mut self, now: Moment) -> u64 {
+        self.next_wait += 1;
+        self.waits.insert(self.next_wait, now);
+        self.next_wait
+    }
+
+    /// A wait is over, one way or the other.
+    pub fn wait_ends(&mut self, key: u64) {
+        self.waits.remove(&key);
+    }
+
+    /// A connection was lent. `waited` is how long the client waited for it.
+    pub fn checked_out(
+        &mut self,
+        id: CheckoutId,
+        conn: ConnId,
+        holder: Arc<Holder>,
+        leash: L,
+        waited: Duration,
+        now: Moment,
+    ) {
+        self.started += 1;
+        self.transition(conn, Place::Lent(id), now);
+        let checkout = Checkout {
+            holder,
+            leash,
+            conn,
+            started: now,
+            waited,
+            pinned: None,
+            mark: Mark::Held,
+            overdue: None,
+        };
+        self.checkouts.insert(id, checkout);
+    }
+
+    /// The checkout keeps its connection between transactions, for this reason.
+    pub fn pinned(&mut self, id: CheckoutId, reason: Pin) {
+        if let Some(checkout) = self.checkouts.get_mut(&id) {
+            checkout.pinned = Some(reason);
+        }
+    }
+
+    /// A checkout is over. The connection goes to `to`; a suspicion against it ends as `resolution`.
+    /// Gives how long it was held, and what is to be told.
+    pub fn checked_in(
+        &mut self,
+        id: CheckoutId,
+        to: Place,
+        resolution: Resolution,
+        now: Moment,
+    ) -> (Duration, Vec<Event>) {
+        let Some(checkout) = self.checkouts.remove(&id) else { return (Duration::ZERO, Vec::new()) };
+        self.ended += 1;
+        let suspected = match checkout.mark {
+            Mark::Held => None,
+            // It moved since it was seen, before it left: the end of a checkout is one step by itself.
+            Mark::Suspect { of, seen, .. }
+                if checkout.leash.as_ref().observe().epoch() > seen.epoch() + 1 =>
+            {
+                Some((of, Resolution::Returned))
+            }
+            Mark::Suspect { of, .. } => Some((of, resolution)),
+            Mark::Reclaiming(of) => Some((of, Resolution::Reclaimed)),
+        };
+        let overdue = checkout.overdue.map(|of| (of, resolution));
+        let resolved = suspected.into_iter().chain(overdue);
+        let told = resolved.map(|(Suspicion { reason, limit }, resolution)| Event::LeakResolved {
+            pool: self.pool.clone(),
+            reason,
+            resolution,
+            evidence: self.evidence(id, &checkout, limit, now),
+        });
+        let told = told.collect();
+        self.transition(checkout.conn, to, now);
+        (now.since(checkout.started), told)
+    }
+
+    /// A recycled connection is ready to be lent again.
+    pub fn recycled(&mut self, conn: ConnId, now: Moment) {
+        self.transition(conn, Place::Idle, now);
+    }
+
+    /// What is said of a checkout that is out; `None` if it is over.
+    pub fn evidence_of(&self, id: CheckoutId, limit: Duration, now: Moment) -> Option<Evidence> {
+        self.checkouts.get(&id).map(|checkout| self.evidence(id, checkout, limit, now))
+    }
+
+    fn evidence(&self, id: CheckoutId, checkout: &Checkout<L>, limit: Duration, now: Moment) -> Evidence {
+        Evidence {
+            checkout: id,
+            holder: Arc::clone(&checkout.holder),
+            backend_pid: self.conns.get(&checkout.conn).map_or(0, |conn| conn.backend_pid),
+            age_seconds: now.since(checkout.started).as_secs_f64(),
+            idle_seconds: now.since(checkout.leash.as_ref().observe().last_active).as_secs_f64(),
+            limit_seconds: limit.as_secs_f64(),
+        }
+    }
+
+    /// The suppression of this due reclaim has been told.
+    pub fn suppression_told(&mut self, id: CheckoutId) {
+        if let Some(Checkout { mark: Mark::Suspect { told_suppressed, .. }, .. }) =
+            self.checkouts.get_mut(&id)
+        {
+            *told_suppressed = true;
+        }
+    }
+
+    /// The holder has lost the connection (the compare-and-swap went through).
+    pub fn reclaiming(&mut self, id: CheckoutId) {
+        if let Some(checkout) = self.checkouts.get_mut(&id)
+            && let Mark::Suspect { of, .. } = checkout.mark
+        {
+            checkout.mark = Mark::Reclaiming(of);
+        }
+    }
+
+    /// Why the holder lost the connection, and what is said of it; `None` if it has not.
+    pub fn reclaimed_for(&self, id: CheckoutId, now: Moment) -> Option<(Reason, Evidence)> {
+        let checkout = self.checkouts.get(&id)?;
+        match checkout.mark {
+            Mark::Reclaiming(of) => Some((of.reason, self.evidence(id, checkout, of.limit, now))),
+            Mark::Held | Mark::Suspect { .. } => None,
+        }
+    }
+
+    /// Idle connections that are past their life, or have been idle for `idle_timeout`.
+    pub fn spent(&self, idle_timeout: Duration, now: Moment) -> HashMap<ConnId, CloseReason> {
+        let idle = self.conns.iter().filter(|(_, conn)| conn.place == Place::Idle);
+        idle.filter_map(|(id, conn)| {
+            if conn.expires <= now {
+                Some((*id, CloseReason::MaxLifetime))
+            } else {
+                (now.since(conn.idle_since) >= idle_timeout).then_some((*id, CloseReason::IdleTimeout))
+            }
+        })
+        .collect()
+    }
+
+    /// Suspect checkouts that are idle: what is not coming back by itself.
+    fn stale(&self) -> usize {
+        self.checkouts
+            .values()
+            .filter(|checkout| matches!(checkout.mark, Mark::Suspect { of, .. } if of.reason != Reason::SlowStatement))
+            .count()
+    }
+
+    fn in_use(&self) -> usize {
+        self.counts[Place::Lent(CheckoutId(0)).kind()] + self.counts[Place::Recycling.kind()] + self.dialling
+    }
+
+    fn note_peak(&mut self, now: Moment) {
+        self.peaks.note(self.in_use(), now);
+    }
+
+    /// Clients that wait.
+    pub fn waiting(&self) -> usize {
+        self.waits.len()
+    }
+
+    /// Whether there is no connection, and none is being opened.
+    pub fn is_empty(&self) -> bool {
+        self.conns.is_empty() && self.dialling == 0
+    }
+
+    /// Whether anything is out, waiting or being recycled.
+    pub fn is_busy(&self) -> bool {
+        self.in_use() > 0 || !self.waits.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! What the books show, in words and numbers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::activity::{Activity, Phase};
+use crate::ids::{CheckoutId, Moment};
+use crate::judge;
+use crate::policy::Policy;
+use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot};
+use crate::wire::pin::Pin;
+
+use super::{Checkout, Ledger, Mark, Place};
+
+impl<L: AsRef<Activity> + Clone> Ledger<L> {
+    /// One sentence on who has the pool, for the client that got nothing.
+    pub fn diagnosis(&self, policy: &Policy, now: Moment) -> String {
+        let oldest = self.checkouts.first_key_value().map(|(_, checkout)| now.since(checkout.started));
+        let mut held: HashMap<&str, Duration> = HashMap::new();
+        for checkout in self.checkouts.values() {
+            let idle = now.since(checkout.leash.as_ref().observe().last_active);
+            *held.entry(checkout.holder.app.as_str()).or_default() += idle;
+        }
+        let top = held.iter().max_by_key(|(_, idle)| **idle).map_or("none", |(app, _)| app);
+        format!(
+            "{} of {} server connections of {} in use, {} of them stale, oldest checkout {:.1} s, \
+             top holder by idle time: {}, {} clients waiting",
+            self.in_use(),
+            policy.size,
+            self.pool,
+            self.stale(),
+            oldest.unwrap_or_default().as_secs_f64(),
+            if top.is_empty() { "(no application_name)" } else { top },
+            self.waits.len()
+        )
+    }
+
+    /// Everything there is to show.
+    #[allow(clippy::cast_precision_loss, reason = "pool sizes are small")]
+    pub fn snapshot(&self, policy: &Policy, now: Moment) -> PoolSnapshot {
+        let size = policy.size.max(1) as f64;
+        let age = |moment: Moment| now.since(moment).as_secs_f64();
+        let mut connections = ConnCounts {
+            idle: self.counts[Place::Idle.kind()],
+            recycling: self.counts[Place::Recycling.kind()],
+            ..ConnCounts::default()
+        };
+        let holders: Vec<_> =
+            self.checkouts.iter().map(|(id, checkout)| self.show(*id, checkout, policy, now)).collect();
+        // A connection that died under its holder is no longer in any state.
+        let live = self.checkouts.values().map(|checkout| self.conns.contains_key(&checkout.conn));
+        for (holder, _) in holders.iter().zip(live).filter(|(_, live)| *live) {
+            match holder.phase {
+                ConnState::IdleInTransaction => connections.idle_in_transaction += 1,
+                ConnState::Held => connections.held += 1,
+                ConnState::Active | ConnState::Idle | ConnState::Recycling => connections.active += 1,
+            }
+        }
+        let suspects = |reason| holders.iter().filter(|holder| holder.suspect == Some(reason)).count();
+        let overdue = self
+            .conns
+            .values()
+            .filter(|conn| matches!(conn.place, Place::Lent(_)) && conn.expires <= now)
+            .count();
+        PoolSnapshot {
+            pool: self.pool.clone(),
+            size: policy.size,
+            connections,
+            utilization_ratio: self.in_use() as f64 / size,
+            utilization_peak_ratio: self.peaks.highest(now).max(self.in_use()) as f64 / size,
+            waiting: self.waits.len(),
+            oldest_wait_seconds: self.waits.first_key_value().map_or(0.0, |(_, since)| age(*since)),
+            oldest_checkout_seconds: holders.first().map_or(0.0, |holder| holder.age_seconds),
+            oldest_connection_seconds: self.conns.values().map(|conn| age(conn.opened)).fold(0.0, f64::max),
+            stale: judge::JUDGED.iter().map(|reason| (*reason, suspects(*reason))).collect(),
+            overdue,
+            exhaustion_forecast_seconds: self.forecast.seconds_to_exhaustion(policy.size),
+            limits: Limits {
+                idle_in_transaction: policy.idle_in_transaction.as_secs_f64(),
+                idle_session: policy.idle_session.as_secs_f64(),
+                max_lifetime: policy.max_lifetime.as_secs_f64(),
+                idle_timeout: policy.idle_timeout.as_secs_f64(),
+                wait_timeout: policy.wait_timeout.as_secs_f64(),
+            },
+            opened: self.opened,
+            closed: self.closed,
+            checkouts: self.started,
+            checkins: self.ended,
+            holders,
+        }
+    }
+
+    fn show(&self, id: CheckoutId, checkout: &Checkout<L>, policy: &Policy, now: Moment) -> CheckoutSnapshot {
+        let seen = checkout.leash.as_ref().observe();
+        let conn = self.conns.get(&checkout.conn);
+        let verdict = judge::judge(seen, checkout.pinned, policy, now);
+        let (why, next) = match checkout.mark {
+            Mark::Reclaiming(of) => (format!("taken back: {}", of.reason), "being recycled".to_owned()),
+            Mark::Held | Mark::Suspect { .. } => judge::explain(seen, verdict, checkout.pinned, policy, now),
+        };
+        CheckoutSnapshot {
+            id,
+            holder: Arc::clone(&checkout.holder),
+            phase: match seen.phase {
+                Phase::InFlight | Phase::AwaitsClient => ConnState::Active,
+                Phase::InTransaction => ConnState::IdleInTransaction,
+                Phase::Held => ConnState::Held,
+            },
+            age_seconds: now.since(checkout.started).as_secs_f64(),
+            idle_seconds: now.since(seen.last_active).as_secs_f64(),
+            waited_seconds: checkout.waited.as_secs_f64(),
+            backend_pid: conn.map_or(0, |conn| conn.backend_pid),
+            connection_age_seconds: conn.map_or(0.0, |conn| now.since(conn.opened).as_secs_f64()),
+            connection_uses: conn.map_or(0, |conn| conn.uses),
+            pinned: checkout.pinned.map(Pin::as_str),
+            suspect: match checkout.mark {
+                Mark::Held => None,
+                Mark::Suspect { of, .. } | Mark::Reclaiming(of) => Some(of.reason),
+            },
+            why,
+            next,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The limits, with units and defaults. Floor 0.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// What the watchdog may do about a leak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Everything but the act: suspects are found, counted and reported.
+    Observe,
+    /// Take leaked connections back.
+    Reclaim,
+}
+
+/// The most that may be taken from live holders: a share of the pool per time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Budget {
+    /// Share of `pool.size`, 0 to 1. At least one reclaim is allowed unless it is 0.
+    pub share: f64,
+    /// The window over which the share is counted.
+    pub per: Duration,
+}
+
+impl Budget {
+    /// How many reclaims the budget allows per window in a pool of `size` connections.
+    pub fn allowance(&self, size: usize) -> usize {
+        if self.share <= 0.0 {
+            return 0;
+        }
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let share = (size as f64 * self.share).floor() as usize;
+        share.clamp(1, size.max(1))
+    }
+}
+
+/// When a server connection is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolMode {
+    /// At the end of each transaction.
+    Transaction,
+    /// When the client disconnects.
+    Session,
+}
+
+/// The limits that the pool and the judge work with. The configuration fills it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// `leaks.action`.
+    pub action: Action,
+    /// `leaks.idle_in_transaction`: a checkout idle in a transaction for longer is taken back.
+    pub idle_in_transaction: Duration,
+    /// `leaks.idle_session`: a checkout idle outside a transaction for longer is taken back.
+    pub idle_session: Duration,
+    /// `leaks.budget`.
+    pub budget: Budget,
+    /// `pool.mode`.
+    pub mode: PoolMode,
+    /// `pool.size`: server connections per (database, user).
+    pub size: usize,
+    /// `pool.wait_timeout`: how long a client waits for a server connection.
+    pub wait_timeout: Duration,
+    /// `pool.max_lifetime` of a server connection, before jitter.
+    pub max_lifetime: Duration,
+    /// `pool.idle_timeout`: an unused server connection is closed after this.
+    pub idle_timeout: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            action: Action::Reclaim,
+            idle_in_transaction: Duration::from_secs(30),
+            idle_session: Duration::from_secs(600),
+            budget: Budget { share: 0.25, per: Duration::from_secs(60) },
+            mode: PoolMode::Transaction,
+            size: 20,
+            wait_timeout: Duration::from_secs(5),
+            max_lifetime: Duration::from_secs(1800),
+            idle_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Policy {
+    /// A checkout is suspect once it has been idle for this share of its limit.
+    pub const SUSPECT_SHARE: f64 = 0.5;
+    /// How long a connection may take to roll back and reset before it is closed instead.
+    pub const RESET_DEADLINE: Duration = Duration::from_secs(5);
+    /// How long to wait for a cancelled statement of a dead client to end.
+    pub const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
+
+    /// A statement in flight for longer is reported as slow, and never reclaimed.
+    pub fn slow_statement(&self) -> Duration {
+        self.idle_in_transaction
+    }
+}

@@ -1,0 +1,14 @@
+//! The Postgres wire protocol, as far as a relay needs it: headers, first packets, and who owes whom.
+//!
+//! Pure: bytes in, facts out. Facts about the protocol are from the PostgreSQL documentation,
+//! chapter "Frontend/Backend Protocol", and, where it is silent, from the server's behaviour.
+
+pub mod frame;
+pub mod pin;
+pub mod pulse;
+pub mod reply;
+pub mod startup;
+pub mod vars;
+
+#[cfg(test)]
+mod tests;

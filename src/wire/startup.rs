@@ -1,0 +1,250 @@
+//! The first packets a client sends, before there are frames with tags. Floor 0.
+//!
+//! PostgreSQL documentation, "Message Flow / Start-up", "SSL Session Encryption", "Canceling
+//! Requests in Progress", "Message Formats / StartupMessage".
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The longest first packet that is read, as in Postgres (`MAX_STARTUP_PACKET_LENGTH`).
+pub const MAX_FIRST_PACKET: usize = 10_000;
+
+const SSL_REQUEST: u32 = 80_877_103;
+const GSS_REQUEST: u32 = 80_877_104;
+const CANCEL_REQUEST: u32 = 80_877_102;
+
+/// A first packet.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FirstPacket {
+    /// May we speak TLS?
+    Ssl,
+    /// May we speak GSSAPI?
+    Gss,
+    /// Cancel what this session runs.
+    Cancel {
+        /// As told in BackendKeyData.
+        pid: u32,
+        /// As told in BackendKeyData; 4 bytes in protocol 3.0.
+        secret: Vec<u8>,
+    },
+    /// Let me in.
+    Startup(Startup),
+}
+
+/// What a client asks for at start-up.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub struct Startup {
+    /// Minor version of protocol 3 that the client asked for.
+    pub minor: u16,
+    /// Role name.
+    pub user: String,
+    /// Database name; the role's name if the client gave none.
+    pub database: String,
+    /// Run-time parameters to set, those in `options` included. Names in lower case.
+    pub settings: BTreeMap<String, String>,
+    /// Protocol options (`_pq_.…`) that we do not know.
+    pub unknown_options: Vec<String>,
+}
+
+/// A first packet that cannot be. Never holds what the client sent but for names and numbers.
+#[derive(Debug, PartialEq, Eq)]
+pub enum StartupError {
+    /// The length field is below 8 or above [`MAX_FIRST_PACKET`].
+    Length(u32),
+    /// A protocol that is not version 3.
+    Version(u16, u16),
+    /// The packet does not hold what its kind must.
+    Malformed(&'static str),
+    /// Something that pgleash does not carry.
+    Unsupported(&'static str),
+}
+
+impl fmt::Display for StartupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartupError::Length(length) => {
+                write!(f, "invalid length of startup packet: {length}, expected 8 to {MAX_FIRST_PACKET}")
+            }
+            StartupError::Version(major, minor) => {
+                write!(f, "unsupported frontend protocol {major}.{minor}: server supports 3.0")
+            }
+            StartupError::Malformed(what) => write!(f, "invalid startup packet: {what}"),
+            StartupError::Unsupported(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for StartupError {}
+
+/// Checks the length field of a first packet and says how many bytes follow it.
+///
+/// # Errors
+/// [`StartupError::Length`].
+pub fn body_length(length: [u8; 4]) -> Result<usize, StartupError> {
+    let length = u32::from_be_bytes(length);
+    match length as usize {
+        total @ 8..=MAX_FIRST_PACKET => Ok(total - 4),
+        _ => Err(StartupError::Length(length)),
+    }
+}
+
+/// Reads a first packet from its body, that is, what follows the length field.
+///
+/// # Errors
+/// A packet that Postgres would refuse too, or that asks for what pgleash does not carry.
+pub fn parse(body: &[u8]) -> Result<FirstPacket, StartupError> {
+    let (code, rest) = body.split_first_chunk::<4>().ok_or(StartupError::Malformed("no protocol version"))?;
+    match u32::from_be_bytes(*code) {
+        SSL_REQUEST => Ok(FirstPacket::Ssl),
+        GSS_REQUEST => Ok(FirstPacket::Gss),
+        CANCEL_REQUEST => match rest.split_first_chunk::<4>() {
+            Some((pid, secret)) if (4..=256).contains(&secret.len()) => {
+                Ok(FirstPacket::Cancel { pid: u32::from_be_bytes(*pid), secret: secret.to_vec() })
+            }
+            _ => Err(StartupError::Malformed("a cancel request without process id and key")),
+        },
+        version if version >> 16 == 3 => startup((version & 0xffff) as u16, rest).map(FirstPacket::Startup),
+        version => Err(StartupError::Version((version >> 16) as u16, (version & 0xffff) as u16)),
+    }
+}
+
+fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, StartupError> {
+    let mut startup = Startup { minor, ..Startup::default() };
+    loop {
+        let name = cstr(&mut rest)?;
+        if name.is_empty() {
+            break;
+        }
+        let value = cstr(&mut rest)?;
+        match name.to_ascii_lowercase().as_str() {
+            "user" => value.clone_into(&mut startup.user),
+            "database" => value.clone_into(&mut startup.database),
+            "options" => options(value, &mut startup.settings)?,
+            "replication" if is_off(value) => {}
+            "replication" => {
+                return Err(StartupError::Unsupported(
+                    "replication connections are not carried by pgleash: connect to the server directly",
+                ));
+            }
+            option if option.starts_with("_pq_.") => startup.unknown_options.push(name.to_owned()),
+            setting => drop(startup.settings.insert(setting.to_owned(), value.to_owned())),
+        }
+    }
+    if !rest.is_empty() {
+        return Err(StartupError::Malformed("bytes after the terminator"));
+    }
+    if startup.user.is_empty() {
+        return Err(StartupError::Malformed("no user name specified"));
+    }
+    if startup.database.is_empty() {
+        startup.database.clone_from(&startup.user);
+    }
+    Ok(startup)
+}
+
+fn is_off(value: &str) -> bool {
+    matches!(value.to_ascii_lowercase().as_str(), "" | "0" | "off" | "false" | "no" | "f" | "n")
+}
+
+fn cstr<'a>(rest: &mut &'a [u8]) -> Result<&'a str, StartupError> {
+    let end = rest
+        .iter()
+        .position(|byte| *byte == 0)
+        .ok_or(StartupError::Malformed("a parameter without terminator"))?;
+    let text = std::str::from_utf8(&rest[..end])
+        .map_err(|_| StartupError::Malformed("a parameter that is not UTF-8"))?;
+    *rest = &rest[end + 1..];
+    Ok(text)
+}
+
+/// Reads `-c name=value` and `--name=value`, with backslash escaping white space, as the server
+/// reads `options` ("libpq Connection Parameters / options").
+fn options(text: &str, settings: &mut BTreeMap<String, String>) -> Result<(), StartupError> {
+    let mut words = split_words(text).into_iter();
+    while let Some(word) = words.next() {
+        let setting = if let Some(long) = word.strip_prefix("--") {
+            long.to_owned()
+        } else if word == "-c" {
+            words.next().ok_or(StartupError::Malformed("options: -c without a setting"))?
+        } else if let Some(short) = word.strip_prefix("-c") {
+            short.to_owned()
+        } else {
+            return Err(StartupError::Unsupported(
+                "options other than -c name=value and --name=value are not carried by pgleash",
+            ));
+        };
+        let (name, value) =
+            setting.split_once('=').ok_or(StartupError::Malformed("options: a setting without ="))?;
+        settings.insert(name.replace('-', "_").to_ascii_lowercase(), value.to_owned());
+    }
+    Ok(())
+}
+
+fn split_words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => word.extend(chars.next()),
+            c if c.is_ascii_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            c => word.push(c),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(code: u32, rest: &[u8]) -> Vec<u8> {
+        [&code.to_be_bytes()[..], rest].concat()
+    }
+
+    #[test]
+    fn a_startup_tells_who_where_and_with_which_settings() {
+        let body = packet(
+            0x0003_0002,
+            b"user\0app\0application_name\0payments@3\0_pq_.x\x001\0options\0-c search_path=a\\ b --work-mem=1MB\0\0",
+        );
+        let Ok(FirstPacket::Startup(startup)) = parse(&body) else { panic!() };
+        assert_eq!((startup.minor, startup.user.as_str(), startup.database.as_str()), (2, "app", "app"));
+        assert_eq!(startup.unknown_options, ["_pq_.x"]);
+        let settings: Vec<_> = startup.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(
+            settings,
+            [("application_name", "payments@3"), ("search_path", "a b"), ("work_mem", "1MB")]
+        );
+    }
+
+    #[test]
+    fn garbage_is_named() {
+        assert_eq!(body_length([0, 0, 0, 4]), Err(StartupError::Length(4)));
+        assert_eq!(body_length(*b"GET "), Err(StartupError::Length(0x4745_5420)));
+        assert_eq!(parse(&packet(0x0002_0000, b"")), Err(StartupError::Version(2, 0)));
+        assert_eq!(
+            parse(&packet(0x0003_0000, b"user\0app")),
+            Err(StartupError::Malformed("a parameter without terminator"))
+        );
+        assert_eq!(
+            parse(&packet(0x0003_0000, b"database\0app\0\0")),
+            Err(StartupError::Malformed("no user name specified"))
+        );
+        assert_eq!(
+            parse(&packet(0x0003_0000, b"user\0app\0\0xx")),
+            Err(StartupError::Malformed("bytes after the terminator"))
+        );
+        assert!(matches!(
+            parse(&packet(0x0003_0000, b"user\0app\0replication\0database\0\0")),
+            Err(StartupError::Unsupported(_))
+        ));
+    }
+}
