@@ -3,6 +3,7 @@
 //! Modules lie on floors; a lower one never imports a higher one.
 
 pub mod activity;
+pub mod clock;
 pub mod event;
 pub mod forecast;
 pub mod ids;
@@ -10,4 +11,5 @@ pub mod judge;
 pub mod ledger;
 pub mod policy;
 pub mod snapshot;
+pub mod telemetry;
 pub mod wire;

@@ -1,0 +1,174 @@
+//! The journal of logged events: bounded, numbered, written to the log by a thread of its own.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, UNIX_EPOCH};
+
+use metrics::Counter;
+use serde::{Serialize, Serializer};
+
+use crate::clock;
+use crate::event::{Event, Level};
+
+/// Events that `/api/v1/events` can still show.
+const LATEST: usize = 1000;
+/// Events that may wait for the log. Beyond it the oldest are given up.
+const UNWRITTEN_MAX: usize = 8192;
+/// Lines given to the log in one write.
+const BATCH: usize = 256;
+
+/// One logged event. Serializes as one flat object: `time`, `level`, `seq`, then the event's fields.
+#[derive(Debug)]
+pub struct Record {
+    /// Position in the journal of this process, from 1.
+    pub seq: u64,
+    /// Since the Unix epoch.
+    pub time: Duration,
+    /// What happened.
+    pub event: Event,
+}
+
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            time: String,
+            level: Level,
+            seq: u64,
+            #[serde(flatten)]
+            event: &'a Event,
+        }
+        let time = humantime::format_rfc3339_millis(UNIX_EPOCH + self.time).to_string();
+        Line { time, level: self.event.level(), seq: self.seq, event: &self.event }.serialize(serializer)
+    }
+}
+
+/// The latest events, and those that the log still has to get.
+pub(super) struct Journal {
+    state: Mutex<State>,
+    grew: Condvar,
+    wrote: Condvar,
+    dropped: Counter,
+}
+
+struct State {
+    /// Without gaps, by `seq`.
+    records: VecDeque<Arc<Record>>,
+    /// `seq` of the newest record; 0 before the first.
+    newest: u64,
+    /// All records up to this `seq` are in the writer's hands, or were given up.
+    taken: u64,
+    /// All records up to this `seq` are in the log, or were given up.
+    settled: u64,
+    closed: bool,
+}
+
+impl Journal {
+    /// An empty journal; `dropped` counts lines that did not reach the log.
+    pub(super) fn new(dropped: Counter) -> Self {
+        let state = State {
+            records: VecDeque::with_capacity(LATEST),
+            newest: 0,
+            taken: 0,
+            settled: 0,
+            closed: false,
+        };
+        Self { state: Mutex::new(state), grew: Condvar::new(), wrote: Condvar::new(), dropped }
+    }
+
+    /// Takes one event. Never waits for the log.
+    pub(super) fn append(&self, event: Event) {
+        let mut state = self.lock();
+        let seq = state.newest + 1;
+        state.records.push_back(Arc::new(Record { seq, time: clock::wall(), event }));
+        state.newest = seq;
+        while state.records.len() > LATEST {
+            let Some(oldest) = state.records.front().map(|record| record.seq) else { break };
+            if oldest > state.taken {
+                if state.records.len() <= UNWRITTEN_MAX {
+                    break;
+                }
+                state.taken = oldest;
+                self.dropped.increment(1);
+            }
+            state.records.pop_front();
+        }
+        drop(state);
+        self.grew.notify_one();
+    }
+
+    /// The latest records with a `seq` above `after`, oldest first.
+    pub(super) fn latest_after(&self, after: u64) -> Vec<Arc<Record>> {
+        let state = self.lock();
+        let skip = state.records.len().saturating_sub(LATEST);
+        state.records.iter().skip(skip).filter(|record| record.seq > after).cloned().collect()
+    }
+
+    /// Waits until all records present now are settled, at most `within`.
+    pub(super) fn flush(&self, within: Duration) -> bool {
+        let state = self.lock();
+        let goal = state.newest;
+        let waited = self.wrote.wait_timeout_while(state, within, |state| state.settled < goal);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Lets the writer end once it has written what is left.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.grew.notify_one();
+    }
+
+    /// Waits for records and moves some into `batch`; false when closed and nothing is left.
+    fn take(&self, batch: &mut Vec<Arc<Record>>) -> bool {
+        let state = self.lock();
+        let waiting = |state: &mut State| state.taken == state.newest && !state.closed;
+        let mut state = self.grew.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner);
+        let unwritten = usize::try_from(state.newest - state.taken).unwrap_or(usize::MAX);
+        let skip = state.records.len().saturating_sub(unwritten);
+        batch.extend(state.records.iter().skip(skip).take(BATCH).cloned());
+        state.taken += batch.len() as u64;
+        !batch.is_empty()
+    }
+
+    fn settle(&self, seq: u64) {
+        self.lock().settled = seq;
+        self.wrote.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts the thread that writes `journal` to `log`. It ends after [`Journal::close`].
+pub(super) fn spawn_writer(journal: &Arc<Journal>, log: Box<dyn Write + Send>) -> io::Result<()> {
+    let journal = Arc::clone(journal);
+    thread::Builder::new().name("pgleash-log".into()).spawn(move || write_out(&journal, log)).map(drop)
+}
+
+fn write_out(journal: &Journal, mut log: Box<dyn Write + Send>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut text = Vec::new();
+    let mut torn = false;
+    while journal.take(&mut batch) {
+        text.clear();
+        if torn {
+            text.push(b'\n');
+        }
+        for record in &batch {
+            // Events are plain values with string keys: this cannot fail, and a Vec takes all.
+            let _ = serde_json::to_writer(&mut text, record.as_ref());
+            text.push(b'\n');
+        }
+        torn = log.write_all(&text).and_then(|()| log.flush()).is_err();
+        if torn {
+            journal.dropped.increment(batch.len() as u64);
+        }
+        if let Some(last) = batch.last() {
+            journal.settle(last.seq);
+        }
+        batch.clear();
+    }
+}

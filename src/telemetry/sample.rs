@@ -1,0 +1,247 @@
+//! An incident as values, for tests and for `examples/admin_page.rs`.
+//!
+//! The example includes this file as its own module: only `crate::{event, ids, snapshot}` are at hand.
+
+use std::sync::Arc;
+
+use crate::event::{
+    CloseReason, Event, Evidence, Reason, RecycleAction, RecycleOutcome, Refusal, Resolution, Suppression,
+};
+use crate::ids::{CheckoutId, ConnId, Holder, PoolKey, SessionId};
+use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot, Snapshot};
+
+/// The pool that has the leaks.
+pub fn payments() -> PoolKey {
+    PoolKey::new("payments", "app")
+}
+
+/// Client session number `session` of application `app` in [`payments`].
+pub fn holder(session: u32, app: &str) -> Arc<Holder> {
+    Arc::new(Holder {
+        session: SessionId(session),
+        app: app.to_owned(),
+        user: "app".to_owned(),
+        database: "payments".to_owned(),
+        client: format!("10.1.4.{}:{}", 10 + session % 7, 40_000 + session * 13),
+    })
+}
+
+/// What is known of checkout 4711, which `holder(1042, "checkout-api")` leaked.
+pub fn evidence() -> Evidence {
+    Evidence {
+        checkout: CheckoutId(4711),
+        holder: holder(1042, "checkout-api"),
+        backend_pid: 23_117,
+        age_seconds: 21.5,
+        idle_seconds: 21.25,
+        limit_seconds: 30.0,
+    }
+}
+
+/// Every kind of event once, in the order of an incident.
+pub fn events() -> Vec<Event> {
+    let pool = payments();
+    let conn = ConnId(9);
+    vec![
+        Event::Started {
+            version: "0.1.0",
+            listen: "127.0.0.1:6432".to_owned(),
+            admin: "127.0.0.1:9632".to_owned(),
+            action: "reclaim",
+        },
+        Event::PoolOpened { pool: pool.clone(), size: 20 },
+        Event::UpstreamFailed {
+            pool: pool.clone(),
+            sqlstate: "08006".to_owned(),
+            detail: "connection refused".to_owned(),
+        },
+        Event::ConnectionOpened { pool: pool.clone(), conn, backend_pid: 23_117, connect_seconds: 0.0042 },
+        Event::CheckedOut { pool: pool.clone(), waited_seconds: 0.0003 },
+        Event::CheckedIn { pool: pool.clone(), held_seconds: 0.012 },
+        Event::LeakDetected {
+            pool: pool.clone(),
+            reason: Reason::IdleInTransaction,
+            evidence: Evidence { age_seconds: 15.25, idle_seconds: 15.0, ..evidence() },
+        },
+        Event::CheckoutTimeout {
+            pool: pool.clone(),
+            waited_seconds: 5.0,
+            diagnosis: "20 of 20 held, 11 stale, oldest 29 s, most by checkout-api".to_owned(),
+            client: "10.1.4.12:40966".to_owned(),
+        },
+        Event::ReclaimSuppressed {
+            pool: pool.clone(),
+            reason: Reason::IdleInTransaction,
+            because: Suppression::Budget,
+            evidence: evidence(),
+        },
+        Event::Recycled {
+            pool: pool.clone(),
+            conn,
+            checkout: CheckoutId(4711),
+            backend_pid: 23_117,
+            action: RecycleAction::Reset,
+            outcome: RecycleOutcome::Reissued,
+            elapsed_seconds: 0.0031,
+            detail: String::new(),
+        },
+        Event::LeakResolved {
+            pool: pool.clone(),
+            reason: Reason::IdleInTransaction,
+            resolution: Resolution::Reclaimed,
+            evidence: Evidence { age_seconds: 30.25, idle_seconds: 30.0, ..evidence() },
+        },
+        Event::ReclaimRegretted { pool: pool.clone(), evidence: evidence(), after_seconds: 1.5 },
+        Event::ClientRefused {
+            reason: Refusal::Protocol,
+            client: "10.1.4.99:51000".to_owned(),
+            detail: "the first packet says 1195725856 bytes; at most 10000 are allowed".to_owned(),
+        },
+        Event::LabelFolded { label: "app" },
+        Event::ConnectionClosed {
+            pool,
+            conn,
+            backend_pid: 23_117,
+            reason: CloseReason::MaxLifetime,
+            age_seconds: 1754.0,
+            uses: 90_412,
+        },
+        Event::Draining { clients: 31, limit_seconds: 30.0 },
+        Event::Stopped { drained: true, clients_cut: 0 },
+    ]
+}
+
+/// A full pool with leaks, and a quiet one.
+pub fn incident() -> Snapshot {
+    Snapshot {
+        version: "0.1.0",
+        uptime_seconds: 3725.5,
+        action: "reclaim",
+        enforcing: true,
+        draining: false,
+        observation_age_seconds: 0.25,
+        observed_at_unix_seconds: 1_767_323_045.5,
+        clients: 31,
+        clients_max: 1000,
+        pools: vec![
+            PoolSnapshot {
+                connections: ConnCounts { idle: 0, active: 2, idle_in_transaction: 5, held: 2, recycling: 1 },
+                utilization_ratio: 1.0,
+                utilization_peak_ratio: 1.0,
+                waiting: 3,
+                oldest_wait_seconds: 1.75,
+                oldest_checkout_seconds: 29.0,
+                oldest_connection_seconds: 1754.0,
+                stale: stale([3, 1, 0, 1]),
+                overdue: 1,
+                exhaustion_forecast_seconds: Some(42.0),
+                opened: 61,
+                closed: 51,
+                checkouts: 90_412,
+                checkins: 90_402,
+                holders: leaking_holders(),
+                ..quiet_pool(payments(), 10)
+            },
+            quiet_pool(PoolKey::new("reports", "analyst"), 10),
+        ],
+    }
+}
+
+/// A pool of `size` in which nobody holds anything.
+pub fn quiet_pool(pool: PoolKey, size: usize) -> PoolSnapshot {
+    PoolSnapshot {
+        pool,
+        size,
+        connections: ConnCounts { idle: 2, ..ConnCounts::default() },
+        utilization_ratio: 0.0,
+        utilization_peak_ratio: 0.2,
+        waiting: 0,
+        oldest_wait_seconds: 0.0,
+        oldest_checkout_seconds: 0.0,
+        oldest_connection_seconds: 94.0,
+        stale: stale([0; 4]),
+        overdue: 0,
+        exhaustion_forecast_seconds: None,
+        limits: Limits {
+            idle_in_transaction: 30.0,
+            idle_session: 600.0,
+            max_lifetime: 1800.0,
+            idle_timeout: 600.0,
+            wait_timeout: 5.0,
+        },
+        opened: 2,
+        closed: 0,
+        checkouts: 17,
+        checkins: 17,
+        holders: Vec::new(),
+    }
+}
+
+fn stale(counts: [usize; 4]) -> Vec<(Reason, usize)> {
+    let judged =
+        [Reason::IdleInTransaction, Reason::IdleSession, Reason::ProtocolWedge, Reason::SlowStatement];
+    judged.into_iter().zip(counts).collect()
+}
+
+fn leaking_holders() -> Vec<CheckoutSnapshot> {
+    let suspect = Some(Reason::IdleInTransaction);
+    let mut holders = vec![
+        checkout(1, holder(1042, "checkout-api"), ConnState::IdleInTransaction, (29.0, 28.9), suspect),
+        checkout(2, holder(1043, "checkout-api"), ConnState::IdleInTransaction, (24.0, 23.5), suspect),
+        checkout(3, holder(1051, "checkout-api"), ConnState::IdleInTransaction, (16.5, 16.1), suspect),
+        checkout(
+            4,
+            holder(1007, "nightly \"batch\" 🐘"),
+            ConnState::Held,
+            (412.0, 401.0),
+            Some(Reason::IdleSession),
+        ),
+        checkout(5, holder(1060, "ledger-worker"), ConnState::Active, (0.8, 0.0), None),
+        checkout(
+            6,
+            holder(1061, "ledger-worker"),
+            ConnState::Active,
+            (44.0, 44.0),
+            Some(Reason::SlowStatement),
+        ),
+        checkout(7, holder(1064, "checkout-api"), ConnState::IdleInTransaction, (0.21, 0.004), None),
+        checkout(8, holder(1065, ""), ConnState::Held, (61.0, 3.2), None),
+        checkout(9, holder(1066, "checkout-api"), ConnState::IdleInTransaction, (0.09, 0.001), None),
+        checkout(10, holder(1070, "checkout-api"), ConnState::Recycling, (0.03, 0.001), None),
+    ];
+    holders[7].pinned = Some("listen");
+    holders[5].why = "statement in flight for 44 s; slow, not a leak".to_owned();
+    holders[5].next = "reported; never taken back".to_owned();
+    holders
+}
+
+fn checkout(
+    id: u64,
+    holder: Arc<Holder>,
+    phase: ConnState,
+    (age, idle): (f64, f64),
+    suspect: Option<Reason>,
+) -> CheckoutSnapshot {
+    let limit = if phase == ConnState::Held { 600.0 } else { 30.0 };
+    CheckoutSnapshot {
+        id: CheckoutId(id),
+        holder,
+        phase,
+        age_seconds: age,
+        idle_seconds: idle,
+        waited_seconds: 0.0004,
+        backend_pid: 23_100 + i32::try_from(id).unwrap_or_default(),
+        connection_age_seconds: 900.0 + age,
+        connection_uses: 1000 + id,
+        pinned: None,
+        suspect,
+        why: match suspect {
+            Some(_) => format!("nothing in flight, idle {idle:.1} s of {limit:.0} s"),
+            None => "in use".to_owned(),
+        },
+        next: match suspect {
+            Some(_) => format!("taken back in {:.1} s", limit - idle),
+            None => format!("suspect once idle for {:.0} s", limit / 2.0),
+        },
+    }
+}
