@@ -3,13 +3,22 @@
 //! Modules lie on floors; a lower one never imports a higher one.
 
 pub mod activity;
+pub mod checkout;
 pub mod clock;
+pub mod conn;
+pub mod dial;
 pub mod event;
 pub mod forecast;
 pub mod ids;
+pub mod janitor;
 pub mod judge;
+pub mod keeper;
 pub mod ledger;
+pub mod opening;
 pub mod policy;
+pub mod pool;
+pub mod probe;
 pub mod snapshot;
+pub mod switch;
 pub mod telemetry;
 pub mod wire;

@@ -1,0 +1,134 @@
+//! One lending of a server connection, and its three ends. Floor 3.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use deadpool_postgres::{Client, ClientWrapper};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::clock;
+use crate::conn::ServerConn;
+use crate::event::{CloseReason, Event, Evidence, Reason, Resolution};
+use crate::ids::{CheckoutId, Moment};
+use crate::janitor::{Job, Plan};
+use crate::ledger::Place;
+use crate::pool::WatchedPool;
+use crate::switch::{NotLent, Wire};
+use crate::wire::pin::Pin;
+
+/// What goes back when a checkout ends. The permit last: whoever waits for the slot finds the object.
+pub(crate) struct Kit {
+    pub(crate) object: Client,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// A server connection that is out. Dropping it closes the connection.
+pub struct Checkout {
+    pub(crate) pool: WatchedPool,
+    pub(crate) id: CheckoutId,
+    pub(crate) conn: Arc<ServerConn>,
+    pub(crate) kit: Option<Kit>,
+}
+
+impl Checkout {
+    /// Its name.
+    pub fn id(&self) -> CheckoutId {
+        self.id
+    }
+
+    /// The connection.
+    pub fn conn(&self) -> &Arc<ServerConn> {
+        &self.conn
+    }
+
+    /// The SQL side, for use while the wire is at home.
+    pub fn client(&self) -> &ClientWrapper {
+        &self.kit.as_ref().expect("present until the checkout is consumed").object
+    }
+
+    /// Takes the raw wire.
+    ///
+    /// # Errors
+    /// When it is not quiet, or not at home.
+    pub fn lend(&self) -> Result<Box<Wire>, NotLent> {
+        self.conn.switch.lend()
+    }
+
+    /// The connection stays with its client between transactions, for this reason.
+    pub fn pinned(&self, reason: Pin) {
+        self.pool.ledger().pinned(self.id, reason);
+    }
+
+    /// Why it was taken back, and what is said of it; `None` if it was not.
+    pub fn reclaimed_for(&self) -> Option<(Reason, Evidence)> {
+        self.pool.ledger().reclaimed_for(self.id, clock::now())
+    }
+
+    /// Gives a quiet connection back as it is.
+    pub fn come_home(mut self, wire: Box<Wire>) {
+        if self.conn.has_cancel_in_flight() || self.conn.is_tainted() {
+            return self.recycle(Some(wire), Plan::Reset, Resolution::Returned, None);
+        }
+        let Some(kit) = self.kit.take() else { return };
+        let now = clock::now();
+        self.conn.switch.give_back(wire);
+        self.conn.watched.store(false, Ordering::Relaxed);
+        if self.conn.expires <= now {
+            self.check_in(Place::Recycling, Resolution::Returned, now);
+            self.pool.discard(kit.object, &self.conn, CloseReason::MaxLifetime);
+        } else {
+            self.check_in(Place::Idle, Resolution::Returned, now);
+            drop(kit.object);
+        }
+        drop(kit.permit);
+    }
+
+    /// Gives a connection back that has to be cleaned or closed first. `certain` is a leak that is
+    /// certain by now, and is told as found and dealt with.
+    pub fn recycle(
+        mut self,
+        wire: Option<Box<Wire>>,
+        plan: Plan,
+        resolution: Resolution,
+        certain: Option<Reason>,
+    ) {
+        if let Some(reason) = certain
+            && let Some(evidence) = self.certain_evidence()
+        {
+            let pool = || self.pool.inner().key.clone();
+            let sink = &self.pool.inner().sink;
+            sink.emit(Event::LeakDetected { pool: pool(), reason, evidence: evidence.clone() });
+            sink.emit(Event::LeakResolved { pool: pool(), reason, resolution, evidence });
+        }
+        self.hand_over(wire, plan, resolution);
+    }
+
+    /// What is said of a leak that no limit was needed for. The ledger is free again when it is told.
+    fn certain_evidence(&self) -> Option<Evidence> {
+        self.pool.ledger().evidence_of(self.id, Duration::ZERO, clock::now())
+    }
+
+    fn hand_over(&mut self, wire: Option<Box<Wire>>, plan: Plan, resolution: Resolution) {
+        let Some(kit) = self.kit.take() else { return };
+        self.check_in(Place::Recycling, resolution, clock::now());
+        let job = Job { conn: Arc::clone(&self.conn), checkout: self.id, kit, wire, plan };
+        // The receiver lives as long as the pool; without it the job, and the connection, is dropped.
+        drop(self.pool.inner().janitor.send(job));
+    }
+
+    fn check_in(&self, to: Place, resolution: Resolution, now: Moment) {
+        let (held, told) = self.pool.ledger().checked_in(self.id, to, resolution, now);
+        let sink = &self.pool.inner().sink;
+        sink.emit(Event::CheckedIn { pool: self.pool.inner().key.clone(), held_seconds: held.as_secs_f64() });
+        for event in told {
+            sink.emit(event);
+        }
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        self.hand_over(None, Plan::Close, Resolution::Disconnected);
+    }
+}

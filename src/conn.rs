@@ -1,0 +1,186 @@
+//! One server connection, as its holders and the janitor share it. Floor 3.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
+
+use crate::activity::Activity;
+use crate::dial::{Address, Dialled};
+use crate::event::CloseReason;
+use crate::ids::{ConnId, Moment};
+use crate::switch::Switch;
+use crate::wire::vars::{self, Vars};
+
+/// Nobody has said why a connection is closed.
+const UNSAID: u8 = u8::MAX;
+
+/// A server connection.
+pub struct ServerConn {
+    /// Its name in the ledger.
+    pub id: ConnId,
+    /// Process id of its backend.
+    pub backend_pid: i32,
+    /// Parameters the server reported at login.
+    pub parameters: BTreeMap<String, String>,
+    /// Lends the wire.
+    pub switch: Switch,
+    /// End of its life, jitter included.
+    pub expires: Moment,
+    /// Wall-clock time of its opening, since the Unix epoch.
+    pub opened_wall: Duration,
+    address: Address,
+    cancel_key: Vec<u8>,
+    /// The parameters that were set on it; `None` if that is not known.
+    applied: Mutex<Option<Arc<Vars>>>,
+    cancels: AtomicU32,
+    tainted: AtomicBool,
+    close_reason: AtomicU8,
+    /// The connection task has been woken since the wire came home.
+    pub watched: AtomicBool,
+}
+
+impl ServerConn {
+    /// A connection just dialled.
+    pub fn new(id: ConnId, dialled: &Dialled, expires: Moment, opened_wall: Duration) -> Self {
+        Self {
+            id,
+            backend_pid: dialled.login.backend_pid,
+            parameters: dialled.login.parameters.clone(),
+            switch: dialled.switch.clone(),
+            expires,
+            opened_wall,
+            address: dialled.address.clone(),
+            cancel_key: dialled.login.cancel_key.clone(),
+            applied: Mutex::new(Some(Arc::default())),
+            cancels: AtomicU32::new(0),
+            tainted: AtomicBool::new(false),
+            close_reason: AtomicU8::new(UNSAID),
+            watched: AtomicBool::new(true),
+        }
+    }
+
+    /// The SQL that sets these parameters on it; `None` if they are set.
+    pub fn change_to(&self, vars: &Arc<Vars>) -> Option<String> {
+        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*applied {
+            Some(applied) if Arc::ptr_eq(applied, vars) => None,
+            Some(applied) => vars::change(applied, vars),
+            None => {
+                let change = vars::change(&Vars::new(), vars).unwrap_or_default();
+                Some(format!("RESET ALL;{change}"))
+            }
+        }
+    }
+
+    /// These parameters are set on it now.
+    pub fn set_applied(&self, vars: &Arc<Vars>) {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        if applied.as_ref().is_none_or(|applied| !Arc::ptr_eq(applied, vars)) {
+            *applied = Some(Arc::clone(vars));
+        }
+    }
+
+    /// Its client has reset parameters, so it is not known what is set on it.
+    pub fn forget_applied(&self) {
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Says why it is about to be closed. The first word counts; without one it was lost.
+    pub fn closing(&self, reason: CloseReason) {
+        let _ =
+            self.close_reason.compare_exchange(UNSAID, reason as u8, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Why it is closed.
+    pub fn close_reason(&self) -> CloseReason {
+        let reason = self.close_reason.load(Ordering::Relaxed);
+        CloseReason::ALL
+            .iter()
+            .copied()
+            .find(|known| *known as u8 == reason)
+            .unwrap_or(CloseReason::ServerLost)
+    }
+
+    /// Announces a cancel request. While one is announced the connection is not lent to anybody else,
+    /// so that a late cancel cannot hit the next borrower.
+    pub fn announce_cancel(self: &Arc<Self>) -> Cancel {
+        self.cancels.fetch_add(1, Ordering::AcqRel);
+        Cancel(Arc::clone(self))
+    }
+
+    /// Whether a cancel request is on its way to it.
+    pub fn has_cancel_in_flight(&self) -> bool {
+        self.cancels.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether a cancel request may hit it at any time: its own end is unknown.
+    pub fn is_tainted(&self) -> bool {
+        self.tainted.load(Ordering::Acquire)
+    }
+}
+
+/// A cancel request on its way; counted until it is dropped.
+pub struct Cancel(Arc<ServerConn>);
+
+impl Cancel {
+    /// How long a cancel request may take.
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    /// Sends it, and returns when the server has acted on it.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or does not answer within 5 s. It may act later, so the connection
+    /// is not lent again.
+    pub async fn send(self) -> std::io::Result<()> {
+        let sending = self.0.address.cancel(self.0.backend_pid, &self.0.cancel_key);
+        let sent = tokio::time::timeout(Self::DEADLINE, sending).await.map_err(std::io::Error::from);
+        let sent = sent.and_then(std::convert::identity);
+        if sent.is_err() {
+            self.0.tainted.store(true, Ordering::Release);
+        }
+        sent
+    }
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.cancels.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What the keeper needs to reach a holder: what it is doing, and how to wake it.
+#[derive(Debug, Default)]
+pub struct Tether {
+    /// What the holder is doing.
+    pub activity: Activity,
+    /// Wakes the holder's task.
+    pub waker: AtomicWaker,
+    attention: Arc<Notify>,
+}
+
+impl Tether {
+    /// Between checkouts. `attention` wakes the keeper.
+    pub fn new(attention: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self { activity: Activity::new(), waker: AtomicWaker::new(), attention })
+    }
+
+    /// The holder's task tells the keeper that there is nothing to read.
+    pub fn answer(&self) {
+        self.activity.answer();
+        self.attention.notify_one();
+    }
+}
+
+/// How the ledger holds a [`Tether`].
+#[derive(Clone, Debug)]
+pub struct Leash(pub Arc<Tether>);
+
+impl AsRef<Activity> for Leash {
+    fn as_ref(&self) -> &Activity {
+        &self.0.activity
+    }
+}

@@ -1,0 +1,193 @@
+//! The one background task that looks at every checkout and carries out verdicts. Floor 3.
+//!
+//! It runs on a thread of its own, so that it keeps looking when the data path is busy. It sleeps to
+//! the next moment at which a verdict may change, and wakes at least once a second to beat its heart,
+//! to close what is spent, and to feed the forecast.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::clock;
+use crate::conn::Leash;
+use crate::event::{Event, Reason, Suppression};
+use crate::ids::{CheckoutId, Moment};
+use crate::ledger::Due;
+use crate::policy::Action;
+use crate::pool::WatchedPool;
+use crate::probe::Backend;
+
+/// What the keeper shares with the rest of the process.
+#[derive(Debug, Default)]
+pub struct Watch {
+    heartbeat: AtomicU64,
+    disarmed: AtomicBool,
+    stopped: AtomicBool,
+    /// Wakes the keeper before its time.
+    pub attention: Arc<Notify>,
+}
+
+impl Watch {
+    /// A heart that is silent for longer has stopped.
+    pub const STALE: Duration = Duration::from_secs(10);
+
+    /// Stops enforcement, before a drain: draining is not leaking.
+    pub fn disarm(&self) {
+        self.disarmed.store(true, Ordering::Release);
+    }
+
+    /// Whether verdicts are not carried out any more.
+    pub fn is_disarmed(&self) -> bool {
+        self.disarmed.load(Ordering::Acquire)
+    }
+
+    /// When the keeper last looked at every pool.
+    pub fn last_look(&self) -> Moment {
+        Moment::from_nanos(self.heartbeat.load(Ordering::Acquire))
+    }
+
+    /// Ends the keeper.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.attention.notify_one();
+    }
+}
+
+/// Starts the keeper on its own thread. `pools` lists the pools there are.
+///
+/// # Errors
+/// The system gives no thread.
+pub fn spawn(
+    watch: Arc<Watch>,
+    pools: impl Fn() -> Vec<WatchedPool> + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    watch.heartbeat.store(clock::now().as_nanos(), Ordering::Release);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("pgleash-keeper".into()).spawn(move || {
+        runtime.block_on(Keeper { watch, confirming: Arc::default() }.run(pools));
+    })
+}
+
+struct Keeper {
+    watch: Arc<Watch>,
+    /// Checkouts about which the server is being asked.
+    confirming: Arc<Mutex<HashSet<CheckoutId>>>,
+}
+
+impl Keeper {
+    const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+    const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
+
+    async fn run(self, pools: impl Fn() -> Vec<WatchedPool>) {
+        while !self.watch.stopped.load(Ordering::Acquire) {
+            let now = clock::now();
+            let next = pools().iter().filter_map(|pool| self.look_at(pool, now)).min();
+            self.watch.heartbeat.store(now.as_nanos(), Ordering::Release);
+            let sleep = next.map_or(Self::LONGEST_SLEEP, |next| next.since(now));
+            let sleep = sleep.clamp(Self::SHORTEST_SLEEP, Self::LONGEST_SLEEP);
+            drop(tokio::time::timeout(sleep, self.watch.attention.notified()).await);
+        }
+    }
+
+    /// One look at one pool; when the next is due.
+    fn look_at(&self, pool: &WatchedPool, now: Moment) -> Option<Moment> {
+        let inner = pool.inner();
+        let sweep = inner.ledger().sweep(&inner.policy, now);
+        for event in sweep.events {
+            inner.sink.emit(event);
+        }
+        for due in sweep.due {
+            self.carry_out(pool, due, now);
+        }
+        pool.reap(now);
+        inner.probe.expire(now);
+        sweep.next
+    }
+
+    fn carry_out(&self, pool: &WatchedPool, due: Due<Leash>, now: Moment) {
+        // What was published is old if the data path stalls. The holder's own task has the last word:
+        // it is woken, looks at its sockets, and wakes us. While it does not, nothing is done.
+        if !due.leash.as_ref().confirm(due.seen) {
+            return due.leash.0.waker.wake();
+        }
+        let because = if pool.inner().policy.action == Action::Observe {
+            Some(Suppression::Observe)
+        } else if self.watch.is_disarmed() {
+            Some(Suppression::Draining)
+        } else {
+            None
+        };
+        match because {
+            Some(because) => suppress(pool, due, because),
+            None if due.reason == Reason::ProtocolWedge => self.confirm_then_act(pool, due),
+            None => act(pool, due, now),
+        }
+    }
+
+    /// A wedge is certain only when the server says that it waits for its client.
+    fn confirm_then_act(&self, pool: &WatchedPool, due: Due<Leash>) {
+        if !self.lock().insert(due.checkout) {
+            return;
+        }
+        let (pool, confirming) = (pool.clone(), Arc::clone(&self.confirming));
+        tokio::spawn(async move {
+            let checkout = due.checkout;
+            let conn = pool.conn_of(due.evidence.backend_pid);
+            let waits = match conn {
+                Some(conn) => pool.inner().probe.ask(&conn).await == Ok(Backend::WaitsForClient),
+                None => false,
+            };
+            if waits {
+                act(&pool, due, clock::now());
+            } else {
+                suppress(&pool, due, Suppression::Unconfirmed);
+                tokio::time::sleep(Keeper::LONGEST_SLEEP).await;
+            }
+            confirming.lock().unwrap_or_else(PoisonError::into_inner).remove(&checkout);
+        });
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<CheckoutId>> {
+        self.confirming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes the connection from its holder, if the budget allows and nobody has moved.
+fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
+    let inner = pool.inner();
+    let mut reclaims = inner.reclaims.lock().unwrap_or_else(PoisonError::into_inner);
+    while reclaims.front().is_some_and(|at| now.since(*at) >= inner.policy.budget.per) {
+        reclaims.pop_front();
+    }
+    if reclaims.len() >= inner.policy.budget.allowance(inner.policy.size) {
+        drop(reclaims);
+        return suppress(pool, due, Suppression::Budget);
+    }
+    // Decided and done under one swap, and under the ledger's lock, so that the checkout cannot end
+    // between the swap and the mark.
+    let mut ledger = inner.ledger();
+    if due.leash.as_ref().take(due.seen) {
+        ledger.reclaiming(due.checkout);
+        drop(ledger);
+        reclaims.push_back(now);
+        due.leash.0.waker.wake();
+    } else {
+        drop(ledger);
+        drop(reclaims);
+        suppress(pool, due, Suppression::Moved);
+    }
+}
+
+/// Tells, once for each suspicion, why nothing was done.
+fn suppress(pool: &WatchedPool, due: Due<Leash>, because: Suppression) {
+    if due.told_suppressed {
+        return;
+    }
+    let inner = pool.inner();
+    inner.ledger().suppression_told(due.checkout);
+    let Due { reason, evidence, .. } = due;
+    inner.sink.emit(Event::ReclaimSuppressed { pool: inner.key.clone(), reason, because, evidence });
+}

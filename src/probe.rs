@@ -1,0 +1,148 @@
+//! Asks the server about its backends, over a connection of its own. Floor 3.
+//!
+//! Never through the guarded pool: the question must be answered when the pool is exhausted. The
+//! connection is opened when it is needed and kept for a short while.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio_postgres::SimpleQueryMessage;
+
+use crate::clock;
+use crate::conn::ServerConn;
+use crate::dial::{Dialled, Target};
+use crate::event::RecycleOutcome;
+use crate::ids::Moment;
+
+/// What the server says a backend is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// There is no such backend.
+    Gone,
+    /// It waits to read from, or write to, its client.
+    WaitsForClient,
+    /// Anything else.
+    Busy,
+}
+
+/// A reserved connection, when there is one.
+pub struct Probe {
+    target: Target,
+    open: Mutex<Option<Line>>,
+}
+
+impl Probe {
+    /// Longest time for one question, connecting included.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    /// How long a backend may take to end after its connection was closed.
+    const ENDING: Duration = Duration::from_secs(2);
+    /// An unused connection is kept for so long.
+    const KEEP: Duration = Duration::from_secs(10);
+
+    /// No connection yet.
+    pub fn new(mut target: Target) -> Self {
+        target.postgres.application_name("pgleash probe");
+        target.postgres.options("-c statement_timeout=1000 -c lock_timeout=1000");
+        Self { target, open: Mutex::new(None) }
+    }
+
+    /// What a backend of this connection is doing.
+    ///
+    /// # Errors
+    /// The server cannot be asked, in words.
+    pub async fn ask(&self, conn: &ServerConn) -> Result<Backend, String> {
+        // A backend that began after the connection was opened only has the same number.
+        let opened = conn.opened_wall.as_secs_f64() + 1.0;
+        let question = format!(
+            "SELECT wait_event_type FROM pg_catalog.pg_stat_activity WHERE pid = {} \
+             AND backend_start <= pg_catalog.to_timestamp({opened})",
+            conn.backend_pid
+        );
+        let rows = self.query(&question).await?;
+        let row = rows.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("").to_owned()),
+            _ => None,
+        });
+        Ok(match row.as_deref() {
+            None => Backend::Gone,
+            Some("Client") => Backend::WaitsForClient,
+            Some(_) => Backend::Busy,
+        })
+    }
+
+    /// Waits until the backend of a closed connection is gone, and ends it if it lingers.
+    pub async fn verify_gone(&self, conn: &ServerConn) -> RecycleOutcome {
+        match self.gone_within(conn, Self::ENDING).await {
+            Ok(true) => return RecycleOutcome::Closed,
+            Ok(false) => {}
+            Err(_) => return RecycleOutcome::Unverified,
+        }
+        let opened = conn.opened_wall.as_secs_f64() + 1.0;
+        let end = format!(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = {} \
+             AND backend_start <= pg_catalog.to_timestamp({opened})",
+            conn.backend_pid
+        );
+        match self.query(&end).await {
+            Ok(_) if matches!(self.gone_within(conn, Self::ENDING).await, Ok(true)) => RecycleOutcome::Closed,
+            _ => RecycleOutcome::BackendLingers,
+        }
+    }
+
+    async fn gone_within(&self, conn: &ServerConn, limit: Duration) -> Result<bool, String> {
+        let deadline = clock::now() + limit;
+        let mut pause = Duration::from_millis(2);
+        loop {
+            if self.ask(conn).await? == Backend::Gone {
+                return Ok(true);
+            }
+            if clock::now() >= deadline {
+                return Ok(false);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    /// Closes a connection that nobody has used for a while.
+    pub fn expire(&self, now: Moment) {
+        if let Ok(mut open) = self.open.try_lock()
+            && open.as_ref().is_some_and(|line| now.since(line.used) >= Self::KEEP)
+        {
+            *open = None;
+        }
+    }
+
+    async fn query(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, String> {
+        let asking = async {
+            let mut open = self.open.lock().await;
+            // Out of its place while it is asked: one that does not answer in time is not asked again.
+            let mut line = match open.take().filter(|line| !line.dialled.client.is_closed()) {
+                Some(line) => line,
+                None => {
+                    let dialled = self.target.dial(()).await.map_err(|error| error.to_string())?;
+                    Line { dialled, used: clock::now() }
+                }
+            };
+            let rows = line.dialled.client.simple_query(sql).await.map_err(|error| error.to_string())?;
+            line.used = clock::now();
+            *open = Some(line);
+            Ok(rows)
+        };
+        tokio::time::timeout(Self::PATIENCE, asking)
+            .await
+            .unwrap_or_else(|_| Err("no answer in time".to_owned()))
+    }
+}
+
+/// The reserved connection; it ends when it is dropped.
+struct Line {
+    dialled: Dialled,
+    used: Moment,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.dialled.task.abort();
+    }
+}

@@ -1,0 +1,428 @@
+//! Lends the raw wire under a tokio-postgres connection, and takes it back. Floor 3.
+//!
+//! tokio-postgres does login, TLS and reset; the relay needs raw bytes; both use one connection.
+//! The [`HomeEnd`] is the stream that tokio-postgres was given. While the wire is at home it reads
+//! and writes it; while the wire is lent it answers Pending. It hands over whole frames only, so that
+//! no half frame is ever in tokio-postgres's buffer when the wire is lent.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, BytesMut};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::tls::{ChannelBinding, TlsStream};
+
+use crate::wire::frame::{self, Cut, Cutter, Direction};
+use crate::wire::pulse::Pulse;
+use crate::wire::reply::read_parameter_status;
+
+/// A byte stream that may be boxed.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// The transport under a connection.
+pub enum Io {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// TLS over either.
+    Tls(Box<dyn Stream>),
+}
+
+impl Io {
+    /// Whether the system holds nothing to read, the end included. Asks the system, not the runtime,
+    /// whose knowledge is as old as its last turn. TLS cannot be looked through: it is never silent.
+    pub fn is_silent(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        let peeked = match self {
+            Io::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
+            Io::Unix(stream) => SockRef::from(stream).peek(&mut byte),
+            Io::Tls(_) => return false,
+        };
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+macro_rules! each_io {
+    ($self:expr, $io:ident => $call:expr) => {
+        match $self.get_mut() {
+            Io::Tcp($io) => $call,
+            Io::Unix($io) => $call,
+            Io::Tls($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each_io!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each_io!(self, io => Pin::new(io).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each_io!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each_io!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+/// The raw wire of one server connection, with what is known about its state.
+pub struct Wire {
+    /// The transport.
+    pub io: Io,
+    /// Bytes from the server that nobody has taken yet.
+    pub inbox: BytesMut,
+    /// Who owes whom a reply.
+    pub pulse: Pulse,
+    /// Where in the server's stream the relay stopped.
+    pub received: Cutter,
+    /// Whole frames at the beginning of the inbox, in bytes; their tags have been told to the pulse.
+    whole: usize,
+    /// Frames that tokio-postgres sends.
+    sent: Cutter,
+    half_header: Vec<u8>,
+    login: Option<Login>,
+}
+
+/// What the server said at login.
+#[derive(Debug, Default, Clone)]
+pub struct Login {
+    /// Process id of the backend.
+    pub backend_pid: i32,
+    /// Its cancel key, as it was sent.
+    pub cancel_key: Vec<u8>,
+    /// The parameters it reported.
+    pub parameters: BTreeMap<String, String>,
+    done: bool,
+}
+
+impl Wire {
+    fn new(io: Io) -> Self {
+        Self {
+            io,
+            inbox: BytesMut::new(),
+            pulse: Pulse::new(),
+            received: Cutter::new(Direction::Backend),
+            whole: 0,
+            sent: Cutter::new(Direction::Frontend),
+            half_header: Vec::new(),
+            login: Some(Login::default()),
+        }
+    }
+
+    /// Nothing owed, no transaction, no half frame, nothing that tokio-postgres has yet to see.
+    fn is_quiet(&self) -> bool {
+        self.login.is_none()
+            && self.pulse.is_quiet()
+            && self.whole == 0
+            && self.sent.at_boundary()
+            && self.half_header.is_empty()
+    }
+
+    /// Tells the pulse of the frames that have become whole in the inbox.
+    fn take_stock(&mut self) -> io::Result<()> {
+        let Self { inbox, pulse, login, .. } = self;
+        self.whole = frame::whole_frames(Direction::Backend, inbox, |frame| {
+            pulse.received(frame.tag, frame.body.first().copied());
+            if let Some(login) = login {
+                login.learn(frame.tag, frame.body);
+            }
+        })
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(())
+    }
+
+    fn poll_read_home(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.whole == 0 {
+                self.take_stock()?;
+            }
+            if self.whole > 0 {
+                let taken = self.whole.min(buf.remaining());
+                buf.put_slice(&self.inbox[..taken]);
+                self.inbox.advance(taken);
+                self.whole -= taken;
+                return Poll::Ready(Ok(()));
+            }
+            self.inbox.reserve(8192);
+            let read = tokio_util::io::poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbox);
+            if std::task::ready!(read)? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn poll_write_home(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = std::task::ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        if self.login.is_none() {
+            self.note_sent(&buf[..written])?;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    /// Tells the pulse what tokio-postgres sends, however it is cut.
+    fn note_sent(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let joined;
+        let mut rest = if self.half_header.is_empty() {
+            bytes
+        } else {
+            joined = [std::mem::take(&mut self.half_header).as_slice(), bytes].concat();
+            &joined
+        };
+        while !rest.is_empty() {
+            match self.sent.next(rest, true, |_| 0) {
+                Ok(Cut::Frame(frame, taken)) => {
+                    self.pulse.sent(frame.tag);
+                    rest = &rest[taken..];
+                }
+                Ok(Cut::Body(_, taken)) => rest = &rest[taken..],
+                Ok(Cut::More) => {
+                    self.half_header = rest.to_vec();
+                    break;
+                }
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Login {
+    fn learn(&mut self, tag: u8, body: &[u8]) {
+        match tag {
+            b'S' => {
+                if let Some((name, value)) = read_parameter_status(body) {
+                    self.parameters.insert(name.to_owned(), value.to_owned());
+                }
+            }
+            b'K' => {
+                if let Some((pid, key)) = body.split_first_chunk::<4>() {
+                    self.backend_pid = i32::from_be_bytes(*pid);
+                    self.cancel_key = key.to_vec();
+                }
+            }
+            b'Z' => self.done = true,
+            _ => {}
+        }
+    }
+}
+
+/// Where the wire is.
+enum Place {
+    /// With tokio-postgres. Goes to `Lent`, or `Gone`.
+    Home(Box<Wire>),
+    /// With the relay. Goes to `Home`, or `Gone`.
+    Lent,
+    /// Nowhere any more.
+    Gone,
+}
+
+impl Place {
+    /// Reads what has come, without waiting; true if there was anything, the end included.
+    fn poll_news(&mut self) -> bool {
+        let Place::Home(wire) = self else { return true };
+        let mut cx = Context::from_waker(Waker::noop());
+        let wire = &mut **wire;
+        wire.inbox.reserve(1024);
+        tokio_util::io::poll_read_buf(Pin::new(&mut wire.io), &mut cx, &mut wire.inbox).is_ready()
+    }
+}
+
+struct Shared {
+    place: Place,
+    /// The connection task of tokio-postgres, while it waits.
+    home: Option<Waker>,
+}
+
+/// The switch between the two ends. Clones are the same switch.
+#[derive(Clone)]
+pub struct Switch(Arc<Mutex<Shared>>);
+
+/// The wire cannot be lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotLent {
+    /// Something is owed, or half a frame is in the air.
+    NotQuiet,
+    /// It is lent already, or gone.
+    NotHome,
+}
+
+impl Switch {
+    /// A switch with nothing on it; [`Switch::attach`] comes next.
+    pub fn new() -> Self {
+        Self(Arc::new(Mutex::new(Shared { place: Place::Gone, home: None })))
+    }
+
+    /// Puts a fresh transport on the switch and gives the home end for tokio-postgres.
+    /// `binding` is the TLS channel binding of the transport.
+    pub fn attach(&self, io: Io, binding: ChannelBinding) -> HomeEnd {
+        self.lock().place = Place::Home(Box::new(Wire::new(io)));
+        HomeEnd { switch: self.clone(), binding: Mutex::new(Some(binding)) }
+    }
+
+    /// What the server said at login; once, after login is done.
+    pub fn take_login(&self) -> Option<Login> {
+        match &mut self.lock().place {
+            Place::Home(wire) if wire.login.as_ref().is_some_and(|login| login.done) => wire.login.take(),
+            _ => None,
+        }
+    }
+
+    /// Looks, without waiting, whether the wire could be lent: at home, quiet, and the server has not
+    /// said anything, nor hung up, since it came home.
+    ///
+    /// # Errors
+    /// Why it could not. If the server spoke, the connection task is woken to hear it.
+    pub fn look(&self) -> Result<(), NotLent> {
+        let mut shared = self.lock();
+        match &mut shared.place {
+            Place::Home(wire) if wire.is_quiet() => {}
+            Place::Home(_) => return Err(NotLent::NotQuiet),
+            Place::Lent | Place::Gone => return Err(NotLent::NotHome),
+        }
+        if shared.place.poll_news() {
+            drop(shared);
+            self.wake_home();
+            return Err(NotLent::NotQuiet);
+        }
+        Ok(())
+    }
+
+    /// Takes the wire for the relay.
+    ///
+    /// # Errors
+    /// When it is not at home or not quiet; nothing has changed then.
+    pub fn lend(&self) -> Result<Box<Wire>, NotLent> {
+        let mut shared = self.lock();
+        match std::mem::replace(&mut shared.place, Place::Gone) {
+            Place::Home(wire) if wire.is_quiet() => {
+                shared.place = Place::Lent;
+                Ok(wire)
+            }
+            other => {
+                let error =
+                    if matches!(other, Place::Home(_)) { NotLent::NotQuiet } else { NotLent::NotHome };
+                shared.place = other;
+                Err(error)
+            }
+        }
+    }
+
+    /// Brings the wire home. The connection task is not woken: it has nothing to do until it is asked
+    /// something, and [`Switch::wake_home`] makes it look whether the server is still there.
+    pub fn give_back(&self, wire: Box<Wire>) {
+        let mut shared = self.lock();
+        if matches!(shared.place, Place::Lent) {
+            shared.place = Place::Home(wire);
+        }
+    }
+
+    /// Lets the connection task read: it then learns of a server that has gone.
+    pub fn wake_home(&self) {
+        let waker = self.lock().home.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether the wire is at home and quiet.
+    pub fn is_quiet_at_home(&self) -> bool {
+        matches!(&self.lock().place, Place::Home(wire) if wire.is_quiet())
+    }
+
+    /// Whether a transaction is open on the wire at home.
+    pub fn in_transaction_at_home(&self) -> bool {
+        matches!(&self.lock().place, Place::Home(wire) if wire.pulse.in_transaction())
+    }
+
+    /// Drops the wire if it is at home, and ends the connection of tokio-postgres either way.
+    pub fn sever(&self) {
+        self.lock().place = Place::Gone;
+        self.wake_home();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The stream that tokio-postgres talks through.
+pub struct HomeEnd {
+    switch: Switch,
+    /// Asked for once, at login.
+    binding: Mutex<Option<ChannelBinding>>,
+}
+
+impl Drop for HomeEnd {
+    fn drop(&mut self) {
+        let place = std::mem::replace(&mut self.switch.lock().place, Place::Gone);
+        drop(place);
+    }
+}
+
+impl AsyncRead for HomeEnd {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut shared = self.switch.lock();
+        shared.home = Some(cx.waker().clone());
+        match &mut shared.place {
+            Place::Home(wire) => wire.poll_read_home(cx, buf),
+            Place::Lent => Poll::Pending,
+            Place::Gone => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl AsyncWrite for HomeEnd {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut shared = self.switch.lock();
+        shared.home = Some(cx.waker().clone());
+        match &mut shared.place {
+            Place::Home(wire) => wire.poll_write_home(cx, buf),
+            Place::Lent => Poll::Pending,
+            Place::Gone => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.switch.lock().place {
+            Place::Home(wire) => Pin::new(&mut wire.io).poll_flush(cx),
+            Place::Lent | Place::Gone => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.switch.lock().place {
+            Place::Home(wire) => Pin::new(&mut wire.io).poll_shutdown(cx),
+            Place::Lent | Place::Gone => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl TlsStream for HomeEnd {
+    fn channel_binding(&self) -> ChannelBinding {
+        let binding = self.binding.lock().unwrap_or_else(PoisonError::into_inner).take();
+        binding.unwrap_or_else(ChannelBinding::none)
+    }
+}
+
+#[cfg(test)]
+mod tests;
