@@ -1,0 +1,89 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use pgleash::config::{Flag, Sources, show};
+
+/// A watchdog for Postgres connection pools: finds leaked checkouts, takes them back, and says who leaked.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+impl Cli {
+    /// What to do: `run`, if nothing was said.
+    pub fn into_command(self) -> Command {
+        self.command.unwrap_or(Command::Run(self.config))
+    }
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Stand between an application and Postgres (the default)
+    #[command(after_long_help = show::help())]
+    Run(ConfigArgs),
+    /// Check the configuration, and that the upstream server can be reached and allows what is needed
+    #[command(after_long_help = show::help())]
+    Check(CheckArgs),
+    /// Ask a running pgleash whether it is well: exit code 0 if so
+    Healthcheck(HealthcheckArgs),
+}
+
+/// Where the configuration comes from.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// Configuration file; else PGLEASH_CONFIG; else ./pgleash.toml if there is one
+    #[arg(short, long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// Where Postgres clients connect [default: 127.0.0.1:6432]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Where metrics, health and the page are served [default: 127.0.0.1:9632]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+    /// URL of the Postgres server; one with a password is better set as PGLEASH_UPSTREAM_URL
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Set any key, such as pool.size=40; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// With the process's environment.
+    pub fn into_sources(self) -> Sources {
+        let named = [("--listen", self.listen), ("--admin", self.admin), ("--upstream", self.upstream)];
+        let named = named.into_iter().filter_map(|(flag, value)| Some(Flag::Named(flag, value?)));
+        Sources {
+            file: self.config,
+            env: std::env::vars_os().collect(),
+            flags: self.set.into_iter().map(Flag::Set).chain(named).collect(),
+        }
+    }
+}
+
+/// `pgleash check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print the effective value of every key and where it came from, and ask no server
+    #[arg(long)]
+    pub print: bool,
+}
+
+/// `pgleash healthcheck`.
+#[derive(Args, Debug)]
+pub struct HealthcheckArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Ask whether clients should be sent to it, rather than whether it is alive
+    #[arg(long)]
+    pub ready: bool,
+}

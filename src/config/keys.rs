@@ -1,0 +1,240 @@
+//! The table of keys.
+
+use std::time::Duration;
+
+use super::Upstream;
+use super::field::{Field, address, budget, listen, log_target, show_budget, show_duration};
+use crate::policy::{Action, PoolMode};
+
+/// Every key, in the order in which they are shown.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "listen",
+        default: Some("127.0.0.1:6432"),
+        doc: "Where Postgres clients connect. Loopback only: clients are not asked for a password in this \
+              version. A Unix socket is named as clients look for it: /run/pgleash/.s.PGSQL.6432",
+        secret: false,
+        flag: Some("--listen"),
+        field: Field::Text {
+            form: "a loopback address and port, such as 127.0.0.1:6432 or [::1]:6432 (port 0: any free one), or \
+                   the path of a Unix socket",
+            set: |config, text| listen(text).map(|value| config.listen = value),
+            show: |config| config.listen.to_string(),
+        },
+    },
+    Key {
+        name: "admin",
+        default: Some("127.0.0.1:9632"),
+        doc: "Where metrics, health, the page and the read-only API are served over HTTP, without a password. \
+              It shows who holds which connection, and no SQL.",
+        secret: false,
+        flag: Some("--admin"),
+        field: Field::Text {
+            form: "an address and port, such as 127.0.0.1:9632 (port 0: any free one)",
+            set: |config, text| address(text).map(|value| config.admin = value),
+            show: |config| config.admin.to_string(),
+        },
+    },
+    Key {
+        name: "workers",
+        default: Some("1"),
+        doc: "Threads that relay traffic. One serves tens of thousands of transactions per second.",
+        secret: false,
+        flag: None,
+        field: Field::Count { unit: "threads", min: 1, max: 256, at: |config| &mut config.workers },
+    },
+    Key {
+        name: "drain_timeout",
+        default: Some("30s"),
+        doc: "After SIGTERM, how long clients may take to finish before they are cut off.",
+        secret: false,
+        flag: None,
+        field: Field::Time { min: Duration::ZERO, max: HOUR, at: |config| &mut config.drain_timeout },
+    },
+    Key {
+        name: "upstream.url",
+        default: None,
+        doc: "The Postgres server behind the sidecar. Several hosts, target_session_attrs, connect_timeout, \
+              sslmode and sslrootcert as in libpq; connect_timeout is 5 s if not given. A password is better \
+              kept out of this file: set PGLEASH_UPSTREAM_URL.",
+        secret: true,
+        flag: Some("--upstream"),
+        field: Field::Text {
+            form: "postgres://user:password@host:port/database?sslmode=verify-full; special characters in the \
+                   password are percent-encoded",
+            set: |config, text| Upstream::parse(text).map(|value| config.upstream = value),
+            show: |config| config.upstream.redacted().to_owned(),
+        },
+    },
+    Key {
+        name: "pool.mode",
+        default: Some("transaction"),
+        doc: "When a server connection is given back: at the end of each transaction, or when the client \
+              disconnects.",
+        secret: false,
+        flag: None,
+        field: Field::Choice {
+            of: &[
+                ("transaction", |config| config.policy.mode = PoolMode::Transaction),
+                ("session", |config| config.policy.mode = PoolMode::Session),
+            ],
+            show: |config| match config.policy.mode {
+                PoolMode::Transaction => "transaction",
+                PoolMode::Session => "session",
+            },
+        },
+    },
+    Key {
+        name: "pool.size",
+        default: Some("20"),
+        doc: "Server connections for each (database, user).",
+        secret: false,
+        flag: None,
+        field: Field::Count {
+            unit: "connections",
+            min: 1,
+            max: 10_000,
+            at: |config| &mut config.policy.size,
+        },
+    },
+    Key {
+        name: "pool.wait_timeout",
+        default: Some("5s"),
+        doc: "How long a client waits for a server connection before it is told 53300 (too many connections).",
+        secret: false,
+        flag: None,
+        field: Field::Time { min: MILLISECOND, max: HOUR, at: |config| &mut config.policy.wait_timeout },
+    },
+    Key {
+        name: "pool.max_clients",
+        default: Some("1000"),
+        doc: "Client sessions at one time, over all pools.",
+        secret: false,
+        flag: None,
+        field: Field::Count { unit: "clients", min: 1, max: 100_000, at: |config| &mut config.max_clients },
+    },
+    Key {
+        name: "pool.max_lifetime",
+        default: Some("30m"),
+        doc: "Age at which a server connection is replaced, less up to 10 % so that they do not all go at once. \
+              A connection that is held past it is reported as overdue.",
+        secret: false,
+        flag: None,
+        field: Field::Time { min: TENTH, max: MONTH, at: |config| &mut config.policy.max_lifetime },
+    },
+    Key {
+        name: "pool.idle_timeout",
+        default: Some("10m"),
+        doc: "An unused server connection is closed after this.",
+        secret: false,
+        flag: None,
+        field: Field::Time { min: TENTH, max: MONTH, at: |config| &mut config.policy.idle_timeout },
+    },
+    Key {
+        name: "leaks.action",
+        default: Some("reclaim"),
+        doc: "What is done about a leak: take the connection back, or only say so.",
+        secret: false,
+        flag: None,
+        field: Field::Choice {
+            of: &[
+                ("reclaim", |config| config.policy.action = Action::Reclaim),
+                ("observe", |config| config.policy.action = Action::Observe),
+            ],
+            show: |config| match config.policy.action {
+                Action::Reclaim => "reclaim",
+                Action::Observe => "observe",
+            },
+        },
+    },
+    Key {
+        name: "leaks.idle_in_transaction",
+        default: Some("30s"),
+        doc: "A connection that is held in an open transaction with nothing in flight is suspect at half of \
+              this, and taken back at the whole of it.",
+        secret: false,
+        flag: None,
+        field: Field::Time { min: HUNDREDTH, max: DAY, at: |config| &mut config.policy.idle_in_transaction },
+    },
+    Key {
+        name: "leaks.idle_session",
+        default: Some("10m"),
+        doc: "The same for a connection that is held outside a transaction.",
+        secret: false,
+        flag: None,
+        field: Field::Time { min: HUNDREDTH, max: MONTH, at: |config| &mut config.policy.idle_session },
+    },
+    Key {
+        name: "leaks.budget",
+        default: Some("25%/1m"),
+        doc: "The most that may be taken from live holders: a share of the pool per time.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "a share of the pool per time, such as 25%/1m: 0% to 100%, 1s to 1day",
+            set: |config, text| budget(text).map(|value| config.policy.budget = value),
+            show: |config| show_budget(config.policy.budget),
+        },
+    },
+    Key {
+        name: "events.log",
+        default: Some("stdout"),
+        doc: "Where events are written, as JSON lines.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "stdout, or the path of a file, which is appended to",
+            set: |config, text| log_target(text).map(|value| config.log = value),
+            show: |config| config.log.to_string(),
+        },
+    },
+];
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HUNDREDTH: Duration = Duration::from_millis(10);
+const TENTH: Duration = Duration::from_millis(100);
+const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+const MONTH: Duration = Duration::from_secs(30 * 86_400);
+
+/// Finds a key by its dotted name.
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// One key.
+pub struct Key {
+    /// Dotted, as sections and keys are in the file.
+    pub name: &'static str,
+    /// As it would be written; `None` where a value is required.
+    pub default: Option<&'static str>,
+    /// What it is for.
+    pub doc: &'static str,
+    /// Whether a value may hold a secret, and so must not be echoed.
+    pub secret: bool,
+    /// Its own flag, beside `--set`.
+    pub flag: Option<&'static str>,
+    /// Its type, its range, and its place in `Config`.
+    pub field: Field,
+}
+
+impl Key {
+    /// The environment variable that sets it.
+    pub fn variable(&self) -> String {
+        format!("PGLEASH_{}", self.name.replace('.', "_").to_uppercase())
+    }
+
+    /// What it accepts, in words.
+    pub fn allowed(&self) -> String {
+        match &self.field {
+            Field::Count { unit, min, max, .. } => format!("{min} to {max} {unit}"),
+            Field::Time { min, max, .. } => format!(
+                "{} to {}, written with a unit: 1500ms, 30s, 5m, 1h",
+                show_duration(*min),
+                show_duration(*max)
+            ),
+            Field::Choice { of, .. } => of.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or "),
+            Field::Text { form, .. } => (*form).to_owned(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! pgleash, the program: parse, load, do, and say how it went.
+
+mod cli;
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use pgleash::config::{self, Loaded, Problems};
+use pgleash::healthcheck::{self, Question};
+use pgleash::sidecar;
+use pgleash::telemetry::{self, Telemetry};
+
+use cli::{CheckArgs, Cli, Command, ConfigArgs, HealthcheckArgs};
+
+/// `EX_USAGE`: the command line or the configuration is wrong, and nothing was done.
+const BAD_CONFIGURATION: u8 = 64;
+
+/// How long the last event lines may take to be written.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.into_command(),
+        Err(answer) => return say(&answer),
+    };
+    let done = match command {
+        Command::Run(args) => run(args),
+        Command::Check(args) => check(args),
+        Command::Healthcheck(args) => healthcheck(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.say(),
+    }
+}
+
+/// Serves until it is told to stop.
+fn run(args: ConfigArgs) -> Result<(), Failure> {
+    let Loaded { config, .. } = config::load(&args.into_sources())?;
+    let log = telemetry::open_log(&config.log.to_string()).map_err(Failure::of)?;
+    let telemetry = Arc::new(Telemetry::start(log).map_err(Failure::of)?);
+    let served = runtime(config.workers)?.block_on(sidecar::run(config, Arc::clone(&telemetry)));
+    telemetry.flush(LAST_WORDS);
+    served.map(drop).map_err(Failure::of)
+}
+
+/// Prints what the configuration amounts to, or whether it would work here.
+fn check(CheckArgs { config, print }: CheckArgs) -> Result<(), Failure> {
+    let loaded = config::load(&config.into_sources())?;
+    if print {
+        tell(&config::show::effective(&loaded));
+        return Ok(());
+    }
+    let report = runtime(1)?.block_on(pgleash::check::check(&loaded));
+    tell(&format!("{report}\n"));
+    if report.passed() { Ok(()) } else { Err(Failure::Failed("pgleash would not work here".into())) }
+}
+
+/// Asks a running pgleash how it is.
+fn healthcheck(HealthcheckArgs { config, ready }: HealthcheckArgs) -> Result<(), Failure> {
+    let admin = config::load_admin(&config.into_sources())?;
+    let question = if ready { Question::Ready } else { Question::Alive };
+    let answer = healthcheck::ask(admin, question).map_err(Failure::Failed)?;
+    tell(&format!("{answer}\n"));
+    Ok(())
+}
+
+/// To standard output, whether or not somebody still reads it.
+fn tell(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// One worker is the calling thread itself: a relay spends its time in the kernel, and waking another
+/// thread for each event would be most of the rest.
+fn runtime(workers: usize) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = match workers {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.worker_threads(workers).enable_all().build();
+    runtime.map_err(|error| Failure::Failed(format!("the system refused a thread: {error}")))
+}
+
+/// Help, the version, or what is wrong with the command line.
+fn say(answer: &clap::Error) -> ExitCode {
+    // If the terminal is gone there is nobody left to tell.
+    let _ = answer.print();
+    if answer.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS }
+}
+
+/// Why pgleash ends with another code than 0.
+enum Failure {
+    BadConfiguration(Problems),
+    Failed(String),
+}
+
+impl Failure {
+    fn of(error: impl Display) -> Self {
+        Failure::Failed(error.to_string())
+    }
+
+    fn say(self) -> ExitCode {
+        match self {
+            Failure::BadConfiguration(problems) => {
+                eprintln!("pgleash: {problems}");
+                ExitCode::from(BAD_CONFIGURATION)
+            }
+            Failure::Failed(why) => {
+                eprintln!("pgleash: {why}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Failure::BadConfiguration(problems)
+    }
+}

@@ -1,0 +1,340 @@
+//! What all sessions share: pools, the register of clients, and the state of the drain. Floor 4.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+
+use crate::clock;
+use crate::config::Config;
+use crate::conn::Tether;
+use crate::dial::Target;
+use crate::dial::is_unreachable;
+use crate::event::{Event, Sink};
+use crate::ids::{PoolKey, SessionId};
+use crate::keeper::Watch;
+use crate::policy::{Action, Policy};
+use crate::pool::{WatchedPool, WeakPool, describe};
+use crate::snapshot::Snapshot;
+use crate::wire::vars::Vars;
+
+use super::relay::Orders;
+use super::session::Shared;
+
+/// The process as its sessions see it.
+pub struct Hub {
+    /// The configuration.
+    pub config: Config,
+    /// Where facts go.
+    pub sink: Arc<dyn Sink>,
+    /// What is shared with the keeper.
+    pub watch: Arc<Watch>,
+    /// Places for callers that have not sent their first packet; they hold a descriptor each.
+    pub doorstep: Semaphore,
+    /// Places for clients whose connection was taken and who may come back.
+    pub lingering: Semaphore,
+    target: Target,
+    policy: Arc<Policy>,
+    pools: Mutex<BTreeMap<PoolKey, WatchedPool>>,
+    /// Pools whose first connection is being opened, so that clients that come together share one.
+    opening: Mutex<BTreeMap<PoolKey, WeakPool>>,
+    sessions: Mutex<HashMap<SessionId, Arc<Shared>>>,
+    alike: Mutex<HashSet<Arc<Vars>>>,
+    spellings: Mutex<HashMap<Spelling, String>>,
+    next_session: AtomicU32,
+    left: Notify,
+    draining: AtomicBool,
+    /// Whether the server could not be reached at the last attempt.
+    doubted: AtomicBool,
+    /// What the last attempt to open a connection came to.
+    upstream: Mutex<Result<(), String>>,
+}
+
+/// More (database, user) pairs than this are refused: each is a pool of its own.
+const MAX_POOLS: usize = 100;
+
+/// A parameter, the value a client asked for, and the server's default.
+pub type Spelling = (String, String, String);
+
+/// Sets of parameters, and spellings of values, that are remembered.
+const MAX_ALIKE: usize = 256;
+
+impl Hub {
+    /// How long a client whose connection was taken is watched for coming back.
+    pub const LINGER: Duration = Duration::from_secs(60);
+    /// How often a server that could not be reached is tried.
+    const RETRY: Duration = Duration::from_secs(1);
+
+    /// No pool and no client yet.
+    pub fn new(config: Config, target: Target, sink: Arc<dyn Sink>) -> Self {
+        Self {
+            sink,
+            watch: Arc::default(),
+            doorstep: Semaphore::new(config.max_clients.max(64)),
+            lingering: Semaphore::new(config.policy.size.max(16)),
+            target,
+            policy: Arc::new(config.policy.clone()),
+            pools: Mutex::default(),
+            opening: Mutex::default(),
+            sessions: Mutex::default(),
+            alike: Mutex::default(),
+            spellings: Mutex::default(),
+            next_session: AtomicU32::new(1),
+            left: Notify::new(),
+            draining: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
+            upstream: Mutex::new(Ok(())),
+            config,
+        }
+    }
+
+    /// The pools there are, by name.
+    pub fn pools(&self) -> Vec<WatchedPool> {
+        lock(&self.pools).values().cloned().collect()
+    }
+
+    /// The pool of this (database, user), if a connection of it was ever opened.
+    pub fn known_pool(&self, key: &PoolKey) -> Option<WatchedPool> {
+        lock(&self.pools).get(key).cloned()
+    }
+
+    /// A pool that is not in the register yet, shared by all who ask for it at the same time; `None` if
+    /// there are too many.
+    pub fn new_pool(&self, key: &PoolKey) -> Option<WatchedPool> {
+        let mut opening = lock(&self.opening);
+        let known = self.known_pool(key).or_else(|| opening.get(key).and_then(WeakPool::upgrade));
+        if known.is_some() {
+            return known;
+        }
+        opening.retain(|_, pool| pool.upgrade().is_some());
+        let mut pools = lock(&self.pools);
+        if pools.len() + opening.len() >= MAX_POOLS {
+            pools.retain(|_, pool| !pool.is_abandoned());
+        }
+        if pools.len() + opening.len() >= MAX_POOLS {
+            return None;
+        }
+        drop(pools);
+        let attention = Arc::clone(&self.watch.attention);
+        let policy = Arc::clone(&self.policy);
+        let pool = WatchedPool::new(key.clone(), &self.target, policy, Arc::clone(&self.sink), attention);
+        opening.insert(key.clone(), pool.downgrade());
+        Some(pool)
+    }
+
+    /// Enters a pool whose first connection has been opened. If another pool of this name is there
+    /// already, that one stays.
+    pub fn enter_pool(&self, pool: WatchedPool) -> WatchedPool {
+        let mut pools = lock(&self.pools);
+        let key = pool.key().clone();
+        if let Some(known) = pools.get(&key) {
+            let known = known.clone();
+            drop(pools);
+            if !known.is(&pool) {
+                pool.close();
+            }
+            return known;
+        }
+        self.sink.emit(Event::PoolOpened { pool: key.clone(), size: self.policy.size });
+        pools.insert(key.clone(), pool.clone());
+        drop(pools);
+        lock(&self.opening).remove(&key);
+        pool
+    }
+
+    /// The same address for the same parameters, so that clients of one application are told to be
+    /// alike without comparing. Beyond 256 different ones it starts anew: they still compare.
+    pub fn shared_vars(&self, vars: Vars) -> Arc<Vars> {
+        let mut alike = lock(&self.alike);
+        if let Some(known) = alike.get(&vars) {
+            return Arc::clone(known);
+        }
+        if alike.len() >= MAX_ALIKE {
+            alike.clear();
+        }
+        let vars = Arc::new(vars);
+        alike.insert(Arc::clone(&vars));
+        vars
+    }
+
+    /// How the server spells a value, if it was asked before.
+    pub fn spelling(&self, key: &Spelling) -> Option<String> {
+        lock(&self.spellings).get(key).cloned()
+    }
+
+    /// Remembers how the server spells a value.
+    pub fn learn_spelling(&self, key: Spelling, spelled: &str) {
+        let mut spellings = lock(&self.spellings);
+        if spellings.len() >= MAX_ALIKE {
+            spellings.clear();
+        }
+        spellings.insert(key, spelled.to_owned());
+    }
+
+    /// Takes a client in; `None` if there are `pool.max_clients`.
+    pub fn enter(&self) -> Option<(SessionId, Arc<Shared>)> {
+        let mut sessions = lock(&self.sessions);
+        if sessions.len() >= self.config.max_clients {
+            return None;
+        }
+        let id = loop {
+            // A positive 32-bit process id, as Postgres tells one.
+            let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff);
+            if id.0 != 0 && !sessions.contains_key(&id) {
+                break id;
+            }
+        };
+        let shared = Arc::new(Shared {
+            secret: rand::random(),
+            tether: Tether::new(Arc::clone(&self.watch.attention)),
+            orders: Orders::default(),
+            conn: Mutex::default(),
+        });
+        if self.is_draining() {
+            shared.order(false);
+        }
+        sessions.insert(id, Arc::clone(&shared));
+        Some((id, shared))
+    }
+
+    /// The session is over. May be told twice.
+    pub fn forget(&self, session: SessionId) {
+        if lock(&self.sessions).remove(&session).is_some() {
+            self.left.notify_waiters();
+        }
+    }
+
+    /// The session that was told this process id and secret.
+    pub fn session(&self, pid: u32, secret: &[u8]) -> Option<Arc<Shared>> {
+        let shared = lock(&self.sessions).get(&SessionId(pid)).cloned()?;
+        (shared.secret.to_be_bytes() == secret).then_some(shared)
+    }
+
+    /// Connected clients.
+    pub fn clients(&self) -> usize {
+        lock(&self.sessions).len()
+    }
+
+    /// Notes that a client got a connection.
+    pub fn upstream_answered(&self) {
+        if self.doubted.load(Ordering::Relaxed) && self.doubted.swap(false, Ordering::AcqRel) {
+            *lock(&self.upstream) = Ok(());
+        }
+    }
+
+    /// Notes what a client was told that got no connection; only a server that cannot be reached counts.
+    /// It is then tried again and again, so that a sidecar that is sent no clients learns of its return.
+    pub fn upstream_failed(self: &Arc<Self>, key: &PoolKey, error: &tokio_postgres::Error) {
+        if !is_unreachable(error) {
+            return self.upstream_answered();
+        }
+        *lock(&self.upstream) = Err(describe(error));
+        if self.doubted.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (hub, target) = (Arc::clone(self), self.target.for_login(&key.database, &key.user));
+        tokio::spawn(async move {
+            while hub.doubted.load(Ordering::Acquire) && !hub.is_draining() {
+                tokio::time::sleep(Self::RETRY).await;
+                match target.dial(()).await {
+                    Err(error) if is_unreachable(&error) => {}
+                    // Its connection ends with its client.
+                    _ => hub.upstream_answered(),
+                }
+            }
+        });
+    }
+
+    /// Whether clients should be sent here.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.is_draining() {
+            return Err("draining".to_owned());
+        }
+        lock(&self.upstream)
+            .clone()
+            .map_err(|why| format!("upstream server not reachable at the last attempt: {why}"))
+    }
+
+    /// Whether SIGTERM was received.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Stops enforcement, then tells every client to leave when it is quiet.
+    pub fn begin_drain(&self) {
+        self.watch.disarm();
+        self.draining.store(true, Ordering::Release);
+        for session in lock(&self.sessions).values() {
+            session.order(false);
+        }
+    }
+
+    /// Tells every client to leave now.
+    pub fn cut_all(&self) {
+        for session in lock(&self.sessions).values() {
+            session.order(true);
+        }
+    }
+
+    /// Resolves when no client is connected.
+    pub async fn emptied(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.clients() == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// Resolves when nothing is out, waiting or being recycled.
+    pub async fn settled(&self) {
+        while self.clients() > 0 || self.pools().iter().any(WatchedPool::is_busy) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Closes every pool.
+    pub fn close(&self) {
+        self.pools().iter().for_each(WatchedPool::close);
+    }
+
+    /// `leaks.action`, as it is shown.
+    pub fn action(&self) -> &'static str {
+        match self.policy.action {
+            Action::Observe => "observe",
+            Action::Reclaim => "reclaim",
+        }
+    }
+
+    /// Everything there is to show, now.
+    pub fn snapshot(&self) -> Snapshot {
+        let now = clock::now();
+        let age = now.since(self.watch.last_look());
+        let draining = self.is_draining();
+        Snapshot {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: now.since(crate::ids::Moment::START).as_secs_f64(),
+            action: self.action(),
+            enforcing: self.policy.action == Action::Reclaim && !draining,
+            draining,
+            observation_age_seconds: age.as_secs_f64(),
+            observed_at_unix_seconds: clock::wall().saturating_sub(age).as_secs_f64(),
+            clients: self.clients(),
+            clients_max: self.config.max_clients,
+            pools: self.pools().iter().map(WatchedPool::snapshot).collect(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! One direction of a relay: a buffer of fixed size between two sockets. Floor 4.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BufMut, BytesMut};
+use tokio::io::AsyncWrite;
+
+use crate::switch::Io;
+use crate::wire::frame::{Cut, Cutter, Direction, FrameError};
+
+/// One direction's bytes: what is cleared to go on, then what has not been looked at.
+#[derive(Debug)]
+pub struct Pipe {
+    buf: BytesMut,
+    cleared: usize,
+    /// Whether the other side's socket has been given bytes that it may still keep to itself.
+    unflushed: bool,
+    cutter: Cutter,
+}
+
+impl Pipe {
+    /// Bytes that one direction buffers at most.
+    const CAPACITY: usize = 16 * 1024;
+    /// Room for a usual statement; more is taken when more comes.
+    const FIRST: usize = 1024;
+
+    /// An empty pipe at a frame boundary.
+    pub fn new(direction: Direction) -> Self {
+        Self { buf: BytesMut::new(), cleared: 0, unflushed: false, cutter: Cutter::new(direction) }
+    }
+
+    /// A pipe at a frame boundary with bytes in it that nobody has looked at.
+    pub fn holding(direction: Direction, bytes: BytesMut) -> Self {
+        Self { buf: bytes, ..Self::new(direction) }
+    }
+
+    /// What has not been cleared, and where in the stream that is. What was cleared is dropped.
+    pub fn into_rest(mut self) -> (BytesMut, Cutter) {
+        self.buf.advance(self.cleared);
+        (self.buf, self.cutter)
+    }
+
+    /// Bytes that wait, cleared or not.
+    pub fn is_empty(&self) -> bool {
+        self.buf.is_empty()
+    }
+
+    /// Whether all that was cleared has gone and ended a frame.
+    pub fn at_boundary(&self) -> bool {
+        !self.is_draining() && self.cutter.at_boundary()
+    }
+
+    /// Whether the last byte that was cleared ended a frame.
+    pub fn ends_frame(&self) -> bool {
+        self.cutter.at_boundary()
+    }
+
+    /// Bytes that are cleared and not written.
+    pub fn cleared(&self) -> usize {
+        self.cleared
+    }
+
+    /// These many more bytes may go on.
+    pub fn clear(&mut self, bytes: usize) {
+        self.cleared += bytes;
+    }
+
+    /// Whether something that was cleared is still to be written or flushed: TLS keeps bytes of its own.
+    pub fn is_draining(&self) -> bool {
+        self.cleared > 0 || self.unflushed
+    }
+
+    /// Whether more may be read.
+    pub fn has_room(&self) -> bool {
+        self.buf.len() < Self::CAPACITY
+    }
+
+    /// The bytes that have not been looked at.
+    pub fn unseen(&self) -> &[u8] {
+        &self.buf[self.cleared..]
+    }
+
+    /// Whether what waits is enough for a relay to act on: a whole header with as much of the body as
+    /// is wanted, or an error. Half a header is not worth a server connection.
+    pub fn can_cut(&self, want: impl FnOnce(u8) -> usize) -> bool {
+        let full = !self.has_room();
+        !matches!(self.cutter.clone().next(self.unseen(), full, want), Ok(Cut::More))
+    }
+
+    /// Lets go of the memory while nothing waits.
+    pub fn shrink(&mut self) {
+        if self.buf.is_empty() {
+            self.buf = BytesMut::new();
+        }
+    }
+
+    /// Reads what is there, into the room there is. 0 is the end. Cancel safe.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, io: &mut Io) -> Poll<io::Result<usize>> {
+        let room = Self::CAPACITY - self.buf.len();
+        if self.buf.capacity() == self.buf.len() {
+            self.buf.reserve(if self.buf.is_empty() { Self::FIRST } else { room });
+        }
+        let mut space = (&mut self.buf).limit(room);
+        tokio_util::io::poll_read_buf(Pin::new(io), cx, &mut space)
+    }
+
+    /// Writes what is cleared. Ready when all of it is gone.
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>, io: &mut Io) -> Poll<io::Result<()>> {
+        while self.cleared > 0 {
+            let written = std::task::ready!(Pin::new(&mut *io).poll_write(cx, &self.buf[..self.cleared]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.buf.advance(written);
+            self.cleared -= written;
+            self.unflushed = true;
+        }
+        std::task::ready!(Pin::new(io).poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next piece of what has not been looked at; [`Pipe::clear`] lets it go on.
+    ///
+    /// # Errors
+    /// As [`Cutter::next`].
+    pub fn next(&mut self, want: impl FnOnce(u8) -> usize) -> Result<Cut<'_>, FrameError> {
+        let full = self.cleared == 0 && self.buf.len() >= Self::CAPACITY;
+        self.cutter.next(&self.buf[self.cleared..], full, want)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncRead, ReadBuf};
+
+    /// Takes every byte at once, as TLS does, and lets go of them when it is asked to for the second time.
+    #[derive(Default)]
+    struct Keeps {
+        asked: usize,
+    }
+
+    impl AsyncRead for Keeps {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Keeps {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.asked += 1;
+            if self.asked > 1 { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn bytes_that_tls_keeps_are_not_forgotten() {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut io = Io::Tls(Box::new(Keeps::default()));
+        let mut pipe = Pipe::new(Direction::Frontend);
+        pipe.buf.extend_from_slice(b"Q\0\0\0\x05\0");
+        assert!(matches!(pipe.next(|_| 0), Ok(Cut::Frame(_, 6))));
+        pipe.cleared = 6;
+        assert!(pipe.poll_drain(&mut cx, &mut io).is_pending());
+        assert!(pipe.buf.is_empty() && pipe.is_draining() && !pipe.at_boundary());
+        assert!(pipe.poll_drain(&mut cx, &mut io).is_ready());
+        assert!(!pipe.is_draining() && pipe.at_boundary());
+    }
+
+    #[test]
+    fn half_a_header_is_no_statement() {
+        let mut pipe = Pipe::new(Direction::Frontend);
+        pipe.buf.extend_from_slice(b"P\0\0");
+        assert!(!pipe.can_cut(|_| 0));
+        pipe.buf.extend_from_slice(b"\0\x20\0se");
+        assert!(!pipe.can_cut(|_| 512), "the words are wanted");
+        assert!(pipe.can_cut(|_| 0));
+        let mut wrong = Pipe::new(Direction::Frontend);
+        wrong.buf.extend_from_slice(b"G");
+        assert!(wrong.can_cut(|_| 0), "an error is told at once");
+    }
+}

@@ -1,0 +1,368 @@
+//! Whole conversations both ways between one client and one lent wire. Floor 4.
+//!
+//! Bytes move through two buffers of fixed size. Headers are read, bodies are left alone but for the
+//! few that carry state: ReadyForQuery and ParameterStatus from the server, and, in transaction mode,
+//! the statements' words that leave session state behind. A byte is forwarded only after the holder's
+//! activity has been published: a holder that has lost its connection forwards nothing.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+
+use crate::activity::Phase;
+use crate::clock;
+use crate::conn::Tether;
+use crate::ids::Moment;
+use crate::switch::{Io, Wire};
+use crate::wire::frame::{Cut, Direction, FrameError};
+use crate::wire::pin::Pin;
+use crate::wire::pulse::Beat;
+use crate::wire::reply::read_parameter_status;
+use crate::wire::vars::{self, Vars};
+
+use super::pipe::Pipe;
+use super::words::Words;
+
+/// What others may tell a session to do.
+#[derive(Debug, Default)]
+pub struct Orders(AtomicU8);
+
+impl Orders {
+    /// Leave at the next quiet moment.
+    pub fn drain(&self) {
+        self.0.fetch_max(1, Ordering::AcqRel);
+    }
+
+    /// Leave now.
+    pub fn cut(&self) {
+        self.0.fetch_max(2, Ordering::AcqRel);
+    }
+
+    /// Whether it was told to leave.
+    pub fn is_draining(&self) -> bool {
+        self.0.load(Ordering::Acquire) >= 1
+    }
+
+    /// Whether it was told to leave now.
+    pub fn is_cut(&self) -> bool {
+        self.0.load(Ordering::Acquire) >= 2
+    }
+}
+
+/// Why a relay ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// The transaction is over and nothing keeps the connection.
+    Quiet,
+    /// The client keeps the connection, and has set its parameters back to the server's defaults: those
+    /// it logged in with have to be set again, as a server of its own would.
+    Reset,
+    /// The client said Terminate.
+    Goodbye,
+    /// The client's socket is gone.
+    ClientGone,
+    /// The server's socket is gone. True if its last word was an error.
+    ServerGone(bool),
+    /// The keeper has taken the connection.
+    Taken,
+    /// The session was told to leave, and the moment is quiet.
+    Drained,
+    /// The session was told to leave at once.
+    Cut,
+    /// The client broke the protocol.
+    Violation(FrameError),
+    /// The client used an unnamed statement that is not on this connection.
+    NoSuchStatement,
+}
+
+/// A relay between one client and one lent wire.
+pub struct Relay<'a> {
+    /// The client.
+    pub client: &'a mut Io,
+    /// From the client.
+    pub up: &'a mut Pipe,
+    /// The server.
+    pub wire: &'a mut Wire,
+    /// What the keeper sees and does.
+    pub tether: &'a Tether,
+    /// What the drain says.
+    pub orders: &'a Orders,
+    /// The client's parameters, kept true to what the server reports.
+    pub vars: &'a mut Arc<Vars>,
+    down: Pipe,
+    words: Words,
+    leaving: bool,
+    last_was_error: bool,
+    now: Option<Moment>,
+    published: Phase,
+    /// Whom there is nothing to read from, in this poll.
+    client_silent: bool,
+    server_silent: bool,
+}
+
+impl<'a> Relay<'a> {
+    /// Begins with what the client has sent so far in `up`.
+    pub fn new(
+        client: &'a mut Io,
+        up: &'a mut Pipe,
+        wire: &'a mut Wire,
+        tether: &'a Tether,
+        orders: &'a Orders,
+        vars: &'a mut Arc<Vars>,
+        words: Words,
+    ) -> Self {
+        let down = Pipe::holding(Direction::Backend, std::mem::take(&mut wire.inbox));
+        Self {
+            client,
+            up,
+            wire,
+            tether,
+            orders,
+            vars,
+            down,
+            words,
+            leaving: false,
+            last_was_error: false,
+            now: None,
+            published: Phase::InFlight,
+            client_silent: false,
+            server_silent: false,
+        }
+    }
+
+    /// Relays until there is a reason to stop. `on_pin` is told when the session comes to keep the
+    /// connection. What the server has sent and the client has not got stays in the wire's inbox.
+    ///
+    /// Not cancel safe: a dropped call loses the place in the conversation.
+    pub async fn run(mut self, mut on_pin: impl FnMut(Pin)) -> Ended {
+        let mut told = None;
+        let end = poll_fn(|cx| {
+            let end = self.poll(cx);
+            if self.words.pinned() != told {
+                told = self.words.pinned();
+                told.into_iter().for_each(&mut on_pin);
+            }
+            end
+        })
+        .await;
+        let client_at_boundary = self.down.at_boundary();
+        let server_at_boundary = self.up.at_boundary();
+        (self.wire.inbox, self.wire.received) = self.down.into_rest();
+        Ended { end, client_at_boundary, server_at_boundary, words: self.words }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        self.tether.waker.register(cx.waker());
+        self.now = None;
+        (self.client_silent, self.server_silent) = (false, false);
+        loop {
+            if self.tether.activity.is_taken() {
+                return Poll::Ready(End::Taken);
+            }
+            if self.orders.is_cut() {
+                return Poll::Ready(End::Cut);
+            }
+            match self.step(cx) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(end) => return Poll::Ready(end),
+            }
+        }
+        if let Some(end) = self.rest() {
+            return Poll::Ready(end);
+        }
+        if self.tether.activity.is_asked() && self.client.is_silent() {
+            self.tether.answer();
+        }
+        Poll::Pending
+    }
+
+    /// Moves what can be moved; false if nothing could.
+    fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let up = self.step_up(cx)?;
+        let down = self.step_down(cx)?;
+        Ok(up || down)
+    }
+
+    fn step_up(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        if !self.leaving && !self.client_silent && self.up.has_room() && !self.wire.pulse.is_full() {
+            match self.up.poll_fill(cx, self.client) {
+                Poll::Ready(Ok(0) | Err(_)) => return Err(End::ClientGone),
+                Poll::Ready(Ok(_)) => moved = true,
+                Poll::Pending => self.client_silent = true,
+            }
+        }
+        if !self.up.unseen().is_empty() {
+            self.walk_up()?;
+        }
+        if self.up.is_draining() {
+            self.publish(Phase::InFlight)?;
+            let before = self.up.cleared();
+            match self.up.poll_drain(cx, &mut self.wire.io) {
+                Poll::Ready(Err(_)) => return Err(End::ServerGone(self.last_was_error)),
+                Poll::Ready(Ok(())) => moved = true,
+                Poll::Pending => moved |= self.up.cleared() < before,
+            }
+        }
+        Ok(moved)
+    }
+
+    fn step_down(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        if !self.server_silent && self.down.has_room() {
+            match self.down.poll_fill(cx, &mut self.wire.io) {
+                Poll::Ready(Ok(0) | Err(_)) => return Err(self.server_gone(cx)),
+                Poll::Ready(Ok(_)) => moved = true,
+                Poll::Pending => self.server_silent = true,
+            }
+        }
+        if !self.down.unseen().is_empty() {
+            self.walk_down().map_err(|_| End::ServerGone(false))?;
+        }
+        if self.down.is_draining() {
+            self.publish(Phase::InFlight)?;
+            let before = self.down.cleared();
+            match self.down.poll_drain(cx, self.client) {
+                Poll::Ready(Err(_)) => return Err(End::ClientGone),
+                Poll::Ready(Ok(())) => moved = true,
+                Poll::Pending => moved |= self.down.cleared() < before,
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Lets the client have the server's last words, as far as it takes them at once.
+    fn server_gone(&mut self, cx: &mut Context<'_>) -> End {
+        let _ = self.walk_down();
+        let _ = self.down.poll_drain(cx, self.client);
+        End::ServerGone(self.last_was_error)
+    }
+
+    /// Looks at what the client sent, up to what may go on.
+    fn walk_up(&mut self) -> Result<(), End> {
+        let Self { up, wire, words, .. } = self;
+        while !wire.pulse.is_full() {
+            let taken = match up.next(|tag| words.wanted(tag)).map_err(End::Violation)? {
+                Cut::More => break,
+                Cut::Frame(frame, _) if frame.tag == b'X' => {
+                    self.leaving = true;
+                    break;
+                }
+                Cut::Frame(frame, taken) => {
+                    wire.pulse.sent(frame.tag);
+                    words.frame(frame).map_err(|_| End::NoSuchStatement)?;
+                    taken
+                }
+                Cut::Body(piece, taken) => {
+                    words.body(piece);
+                    taken
+                }
+            };
+            up.clear(taken);
+            if up.ends_frame() {
+                words.frame_ends();
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what the server sent. All of it may go on, but for a frame that is needed whole.
+    fn walk_down(&mut self) -> Result<(), FrameError> {
+        let Self { down, wire, vars, last_was_error, .. } = self;
+        loop {
+            let taken = match down.next(wanted_from_server)? {
+                Cut::More => return Ok(()),
+                Cut::Frame(frame, taken) => {
+                    wire.pulse.received(frame.tag, frame.body.first().copied());
+                    *last_was_error = frame.tag == b'E';
+                    if frame.tag == b'S' {
+                        follow(vars, frame.body);
+                    }
+                    taken
+                }
+                Cut::Body(_, taken) => taken,
+            };
+            down.clear(taken);
+        }
+    }
+
+    /// Nothing moves any more for now: is this the end, and if not, what is the client doing?
+    fn rest(&mut self) -> Option<End> {
+        let beat = self.wire.pulse.beat();
+        let delivered = self.down.is_empty() && self.down.at_boundary() && !self.up.is_draining();
+        if delivered && self.up.ends_frame() {
+            // With half a header at hand the client is about to speak: it would be lent the next one.
+            let silent = self.up.unseen().is_empty();
+            if beat == Beat::Quiet && self.words.pinned().is_none() && silent && !self.leaving {
+                return Some(End::Quiet);
+            }
+            if beat == Beat::Quiet && self.words.reset() && !self.leaving {
+                return Some(End::Reset);
+            }
+            if beat == Beat::Quiet && self.orders.is_draining() {
+                return Some(End::Drained);
+            }
+        }
+        if self.leaving && beat != Beat::InFlight && delivered {
+            return Some(End::Goodbye);
+        }
+        let phase = if delivered { phase_of(beat) } else { Phase::InFlight };
+        if phase != self.published {
+            self.now.take();
+            return self.publish(phase).err();
+        }
+        None
+    }
+
+    /// Once in a poll, and whenever the phase changes.
+    fn publish(&mut self, phase: Phase) -> Result<(), End> {
+        if self.now.is_some() && phase == self.published {
+            return Ok(());
+        }
+        let now = clock::now();
+        self.now = Some(now);
+        self.published = phase;
+        self.tether.activity.publish(phase, now).map_err(|_| End::Taken)
+    }
+}
+
+/// How a relay left things.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why it ended.
+    pub end: End,
+    /// Whether the client may be told something: it has not been sent half a frame.
+    pub client_at_boundary: bool,
+    /// Whether the server may be sent something: it has not been sent half a frame.
+    pub server_at_boundary: bool,
+    /// What the client's statements have left behind.
+    pub words: Words,
+}
+
+const fn phase_of(beat: Beat) -> Phase {
+    match beat {
+        Beat::Quiet => Phase::Held,
+        Beat::InFlight => Phase::InFlight,
+        Beat::InTransaction => Phase::InTransaction,
+        Beat::AwaitsClient => Phase::AwaitsClient,
+    }
+}
+
+const fn wanted_from_server(tag: u8) -> usize {
+    match tag {
+        b'Z' => 1,
+        b'S' => usize::MAX,
+        _ => 0,
+    }
+}
+
+/// Keeps the client's parameters true to a ParameterStatus.
+fn follow(vars: &mut Arc<Vars>, body: &[u8]) {
+    let Some((name, value)) = read_parameter_status(body) else { return };
+    let name = name.to_ascii_lowercase();
+    if vars::is_followed(&name) && vars.get(&name).map(String::as_str) != Some(value) {
+        Arc::make_mut(vars).insert(name, value.to_owned());
+    }
+}

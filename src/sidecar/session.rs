@@ -1,0 +1,446 @@
+//! One client's life: wait for a statement, borrow a connection, relay, give it back. Floor 4.
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+
+use crate::checkout::Checkout;
+use crate::clock;
+use crate::conn::{ServerConn, Tether};
+use crate::dial::is_unreachable;
+use crate::event::{CloseReason, Event, Evidence, Reason, Refusal, Resolution};
+use crate::ids::{Holder, Moment, SessionId};
+use crate::janitor::Plan;
+use crate::policy::Policy;
+use crate::pool::{CheckoutError, WatchedPool, describe};
+use crate::switch::{Io, Wire};
+use crate::wire::pulse::Beat;
+use crate::wire::reply::{self, SqlState};
+use crate::wire::vars::{self, Vars};
+
+use super::Hub;
+use super::pipe::Pipe;
+use super::relay::{End, Ended, Orders, Relay};
+use super::words::Words;
+
+/// What the rest of the process can reach of a session.
+pub struct Shared {
+    /// Told to the client; a cancel request must show it.
+    pub secret: u32,
+    /// What the keeper sees and does.
+    pub tether: Arc<Tether>,
+    /// What the drain says.
+    pub orders: Orders,
+    /// The connection the client has now. A cancel is announced on it under this lock, so that it is
+    /// either announced before the connection is given back, or not at all.
+    pub conn: Mutex<Option<Arc<ServerConn>>>,
+}
+
+impl Shared {
+    fn set_conn(&self, conn: Option<Arc<ServerConn>>) {
+        *self.conn.lock().unwrap_or_else(PoisonError::into_inner) = conn;
+    }
+
+    /// Tells the session to leave, now or at the next quiet moment.
+    pub fn order(&self, now: bool) {
+        if now {
+            self.orders.cut()
+        } else {
+            self.orders.drain()
+        }
+        self.tether.waker.wake();
+    }
+}
+
+/// A logged-in client.
+pub struct Session {
+    /// Its place among the clients, until nothing more is done for it.
+    pub place: Option<Place>,
+    /// The process it lives in.
+    pub hub: Arc<Hub>,
+    /// Where its connections come from.
+    pub pool: WatchedPool,
+    /// Who it is.
+    pub holder: Arc<Holder>,
+    /// What others can reach of it.
+    pub shared: Arc<Shared>,
+    /// Its socket.
+    pub client: Io,
+    /// What it has sent and nobody has looked at.
+    pub up: Pipe,
+    /// Its run-time parameters.
+    pub vars: Arc<Vars>,
+    /// Those that it logged in with: what a RESET goes back to.
+    pub own: Arc<Vars>,
+}
+
+/// What an idle client did.
+enum Idle {
+    Spoke,
+    Left,
+    Told,
+}
+
+impl Session {
+    /// How long a client may take to accept its last message.
+    const LAST_WORD: Duration = Duration::from_secs(1);
+
+    /// Serves the client to its end.
+    pub async fn serve(mut self) {
+        loop {
+            match self.idle().await {
+                Idle::Spoke => {}
+                Idle::Left => return,
+                Idle::Told => return self.say_draining().await,
+            }
+            let checkout = match self.borrow_connection().await {
+                Ok(Some(checkout)) => checkout,
+                Ok(None) => return,
+                Err(error) => {
+                    if let CheckoutError::Upstream(error) = &error {
+                        self.hub.upstream_failed(self.pool.key(), error);
+                    }
+                    return self.refuse(&error).await;
+                }
+            };
+            self.hub.upstream_answered();
+            if !self.lend(checkout).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a statement's beginning while no server connection is held.
+    async fn idle(&mut self) -> Idle {
+        if self.up.is_empty() {
+            self.up.shrink();
+        }
+        let words = Words::new(self.hub.config.policy.mode);
+        let begins = |up: &Pipe| up.can_cut(|tag| words.wanted(tag));
+        poll_fn(|cx| {
+            self.shared.tether.waker.register(cx.waker());
+            if self.shared.orders.is_draining() {
+                return Poll::Ready(Idle::Told);
+            }
+            match std::task::ready!(poll_word(&mut self.up, &mut self.client, begins, cx)) {
+                Word::Statement => Poll::Ready(Idle::Spoke),
+                Word::Goodbye => Poll::Ready(Idle::Left),
+            }
+        })
+        .await
+    }
+
+    /// A connection with this client's parameters set on it; `None` if the client left while it waited.
+    async fn borrow_connection(&mut self) -> Result<Option<Checkout>, CheckoutError> {
+        let waiting = self.pool.checkout(&self.holder, &self.shared.tether);
+        let checkout = tokio::select! {
+            biased;
+            checkout = waiting => checkout?,
+            () = gone(&mut self.client, &mut self.up, &self.shared) => return Ok(None),
+        };
+        if let Err(error) = set_parameters(&checkout, &self.vars).await {
+            checkout.recycle(None, Plan::Close, Resolution::Returned, None);
+            return Err(error);
+        }
+        Ok(Some(checkout))
+    }
+
+    /// Lends the connection's wire for as long as the client needs it; whether the session goes on.
+    async fn lend(&mut self, checkout: Checkout) -> bool {
+        let mut words = Words::new(self.hub.config.policy.mode);
+        loop {
+            let Ok(mut wire) = checkout.lend() else {
+                checkout.recycle(None, Plan::Close, Resolution::ServerLost, None);
+                self.last_word(&lost()).await;
+                return false;
+            };
+            let ended = self.relay(&checkout, &mut wire, words).await;
+            match ended.end {
+                End::Quiet if self.shared.tether.activity.finish().is_ok() => {
+                    checkout.come_home(wire);
+                    return true;
+                }
+                End::Reset => {
+                    words = ended.words.restored();
+                    checkout.conn().switch.give_back(wire);
+                    if let Err(error) = set_parameters(&checkout, &self.vars).await {
+                        checkout.recycle(None, Plan::Close, Resolution::Disconnected, None);
+                        self.refuse(&error).await;
+                        return false;
+                    }
+                }
+                End::Quiet | End::Taken => {
+                    self.lose(checkout, wire, &ended).await;
+                    return false;
+                }
+                _ => {
+                    self.part(checkout, wire, ended).await;
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// One relay over a lent wire, and what it says about the parameters set there.
+    async fn relay(&mut self, checkout: &Checkout, wire: &mut Wire, words: Words) -> Ended {
+        self.shared.set_conn(Some(Arc::clone(checkout.conn())));
+        let ended = {
+            let Self { client, up, shared, vars, .. } = &mut *self;
+            let relay = Relay::new(client, up, wire, &shared.tether, &shared.orders, vars, words);
+            relay.run(|pin| checkout.pinned(pin)).await
+        };
+        self.shared.set_conn(None);
+        if ended.words.reset() {
+            self.vars = Arc::new(vars::after_reset(&self.own, &self.vars, &checkout.conn().parameters));
+            checkout.conn().forget_applied();
+        } else {
+            checkout.conn().set_applied(&self.vars);
+        }
+        ended
+    }
+
+    /// The client's last checkout ends, for any reason but a reclaim.
+    async fn part(&mut self, checkout: Checkout, wire: Box<Wire>, ended: Ended) {
+        if self.shared.tether.activity.finish().is_err() {
+            return self.lose(checkout, wire, &ended).await;
+        }
+        let quiet = wire.pulse.is_quiet() && ended.server_at_boundary;
+        let certain = match ended.end {
+            _ if quiet => None,
+            End::ClientGone => Some(Reason::Orphaned),
+            End::Goodbye | End::Violation(_) | End::NoSuchStatement => Some(Reason::DirtyReturn),
+            _ => None,
+        };
+        let (plan, resolution) = match ended.end {
+            End::ServerGone(_) => {
+                checkout.conn().closing(CloseReason::ServerLost);
+                (Plan::Close, Resolution::ServerLost)
+            }
+            _ => (plan_for(wire.pulse.beat(), ended.server_at_boundary), Resolution::Disconnected),
+        };
+        checkout.recycle(Some(wire), plan, resolution, certain);
+        let word = self.word_for(&ended.end);
+        match word {
+            Some(word) if ended.client_at_boundary => self.last_word(&word).await,
+            _ => {}
+        }
+    }
+
+    /// What the client is told when its relay ends; `None` if it is gone or knows.
+    fn word_for(&self, end: &End) -> Option<Vec<u8>> {
+        match end {
+            End::ServerGone(false) => Some(lost()),
+            End::Drained | End::Cut => Some(draining()),
+            End::Violation(error) => {
+                self.tell_refused(Refusal::Protocol, error.to_string());
+                let hint = "The client broke the frontend/backend protocol; its connection is closed.";
+                Some(reply::fatal(SqlState::ProtocolViolation, &error.to_string(), Some(hint)))
+            }
+            End::NoSuchStatement => {
+                let detail = "unnamed prepared statement does not exist on this connection";
+                self.tell_refused(Refusal::Unsupported, detail.to_owned());
+                let hint = "In transaction mode an unnamed statement lives as long as its transaction: parse it \
+                            again, give it a name, or set pool.mode to session.";
+                Some(reply::fatal(SqlState::InvalidStatementName, detail, Some(hint)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The keeper has taken the connection: send it to be cleaned, tell the client why, and watch
+    /// whether the client would have needed it.
+    async fn lose(&mut self, checkout: Checkout, wire: Box<Wire>, ended: &Ended) {
+        let Some((reason, evidence)) = checkout.reclaimed_for() else { return };
+        let plan = plan_for(wire.pulse.beat(), ended.server_at_boundary);
+        checkout.recycle(Some(wire), plan, Resolution::Reclaimed, None);
+        let taken = clock::now();
+        if ended.client_at_boundary {
+            self.last_word(&reclaimed(reason)).await;
+        }
+        self.watch_for_regret(evidence, taken).await;
+    }
+
+    /// A holder that speaks after its connection was taken was not a leak. Ends after a while, or at
+    /// once if too many are being watched.
+    async fn watch_for_regret(&mut self, evidence: Evidence, taken: Moment) {
+        let hub = Arc::clone(&self.hub);
+        self.place = None;
+        let Ok(_place) = hub.lingering.try_acquire() else { return };
+        let speaking = poll_fn(|cx| poll_word(&mut self.up, &mut self.client, |_| true, cx));
+        if let Ok(Word::Statement) = tokio::time::timeout(Hub::LINGER, speaking).await {
+            let after_seconds = clock::now().since(taken).as_secs_f64();
+            hub.sink.emit(Event::ReclaimRegretted { pool: self.pool.key().clone(), evidence, after_seconds });
+        }
+    }
+
+    async fn refuse(&mut self, error: &CheckoutError) {
+        let word = match error {
+            CheckoutError::Exhausted(_) => reply::fatal(
+                SqlState::TooManyConnections,
+                &error.to_string(),
+                Some("The holders are listed on the admin page and at /api/v1/snapshot."),
+            ),
+            CheckoutError::Upstream(error) => upstream_word(error),
+            CheckoutError::Stalled => reply::fatal(SqlState::ConnectionFailure, &error.to_string(), None),
+            CheckoutError::Closed => draining(),
+        };
+        self.last_word(&word).await;
+    }
+
+    async fn say_draining(&mut self) {
+        self.last_word(&draining()).await;
+    }
+
+    /// Says it, and hangs up: the client sees the message, then the end.
+    async fn last_word(&mut self, word: &[u8]) {
+        let saying = async {
+            self.client.write_all(word).await?;
+            self.client.flush().await?;
+            self.client.shutdown().await
+        };
+        // A client that does not take it is gone, or as good as gone.
+        let _ = tokio::time::timeout(Self::LAST_WORD, saying).await;
+    }
+
+    fn tell_refused(&self, reason: Refusal, detail: String) {
+        self.hub.sink.emit(Event::ClientRefused { reason, client: self.holder.client.clone(), detail });
+    }
+}
+
+/// A place among the clients, given up on drop.
+pub struct Place {
+    /// Whose clients.
+    pub hub: Arc<Hub>,
+    /// Which one.
+    pub session: SessionId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.hub.forget(self.session);
+    }
+}
+
+/// Sets a client's parameters on a connection whose wire is at home, if they are not.
+async fn set_parameters(checkout: &Checkout, vars: &Arc<Vars>) -> Result<(), CheckoutError> {
+    let Some(sql) = checkout.conn().change_to(vars) else { return Ok(()) };
+    let setting = tokio::time::timeout(Policy::RESET_DEADLINE, checkout.client().batch_execute(&sql));
+    match setting.await {
+        Ok(Ok(())) => checkout.conn().set_applied(vars),
+        Ok(Err(error)) => return Err(CheckoutError::Upstream(error)),
+        Err(_) => return Err(CheckoutError::Stalled),
+    }
+    Ok(())
+}
+
+/// A client's next word.
+enum Word {
+    Statement,
+    /// Terminate, or the end of its socket.
+    Goodbye,
+}
+
+/// `begins` says whether what has come so far is a statement's beginning.
+fn poll_word(
+    up: &mut Pipe,
+    client: &mut Io,
+    begins: impl Fn(&Pipe) -> bool,
+    cx: &mut Context<'_>,
+) -> Poll<Word> {
+    loop {
+        match up.unseen().first() {
+            Some(b'X') => return Poll::Ready(Word::Goodbye),
+            Some(_) if begins(up) => return Poll::Ready(Word::Statement),
+            _ => {}
+        }
+        match std::task::ready!(up.poll_fill(cx, client)) {
+            Ok(0) | Err(_) => return Poll::Ready(Word::Goodbye),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Resolves when the client hangs up, or the session is told to leave, while it waits in the queue.
+async fn gone(client: &mut Io, up: &mut Pipe, shared: &Shared) {
+    poll_fn(|cx| {
+        shared.tether.waker.register(cx.waker());
+        loop {
+            if shared.orders.is_cut() {
+                return Poll::Ready(());
+            }
+            if !up.has_room() {
+                return Poll::Pending;
+            }
+            match std::task::ready!(up.poll_fill(cx, client)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+    })
+    .await;
+}
+
+/// How to clean a connection that was left like this.
+fn plan_for(beat: Beat, server_at_boundary: bool) -> Plan {
+    match beat {
+        _ if !server_at_boundary => Plan::Close,
+        Beat::Quiet | Beat::InTransaction => Plan::Reset,
+        Beat::InFlight => Plan::Cancel,
+        Beat::AwaitsClient => Plan::Close,
+    }
+}
+
+/// What a client is told whose connection could not be opened: the server's own words if it had any.
+pub fn upstream_word(error: &tokio_postgres::Error) -> Vec<u8> {
+    match error.as_db_error() {
+        Some(db) => reply::fatal_from_server(db.code().code(), db.message(), db.detail(), db.hint()),
+        None if !is_unreachable(error) => reply::fatal(
+            SqlState::InvalidPassword,
+            &format!("upstream server did not let pgleash in: {}", describe(error)),
+            Some("pgleash has a password for the user of upstream.url only."),
+        ),
+        None => reply::fatal(
+            SqlState::ConnectionFailure,
+            &format!("upstream server is unreachable: {}", describe(error)),
+            Some("Check upstream.url and the server; pgleash check tells more."),
+        ),
+    }
+}
+
+/// What every client is told while pgleash drains.
+pub fn draining() -> Vec<u8> {
+    reply::fatal(SqlState::AdminShutdown, "terminating connection: pgleash is draining", None)
+}
+
+fn lost() -> Vec<u8> {
+    reply::fatal(SqlState::ConnectionFailure, "the upstream server closed the connection unexpectedly", None)
+}
+
+fn reclaimed(reason: Reason) -> Vec<u8> {
+    let (state, message) = match reason {
+        Reason::IdleSession => (
+            SqlState::IdleSessionTimeout,
+            "terminating connection: taken back by pgleash, idle session held for longer than leaks.idle_session",
+        ),
+        Reason::ProtocolWedge => (
+            SqlState::ProtocolViolation,
+            "terminating connection: taken back by pgleash, the server waited in mid-protocol for the client",
+        ),
+        _ => (
+            SqlState::IdleInTransactionTimeout,
+            "terminating connection: taken back by pgleash, idle in transaction for longer than \
+             leaks.idle_in_transaction",
+        ),
+    };
+    reply::fatal(
+        state,
+        message,
+        Some(
+            "The transaction, if any, was rolled back. Look for a code path that does not \
+         return its connection.",
+        ),
+    )
+}

@@ -1,0 +1,288 @@
+//! The command line: what it says, where, and with which exit code.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use tempfile::TempDir;
+
+use crate::support::Server;
+use crate::support::server::{LOCKED_PASSWORD, free_port};
+
+/// The program, about to be run in an empty directory with no configuration around it.
+struct Program {
+    command: Command,
+    directory: TempDir,
+}
+
+/// What came of it.
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn pgleash(args: &[&str]) -> Program {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgleash"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PG") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).current_dir(directory.path()).stdin(Stdio::null());
+    Program { command, directory }
+}
+
+impl Program {
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    fn file(self, name: &str, text: &str) -> Self {
+        fs::write(self.directory.path().join(name), text).unwrap();
+        self
+    }
+
+    fn run(mut self) -> Ran {
+        let output = self.command.output().unwrap();
+        Ran {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Ran {
+    /// Refused for its configuration: exit code 64, and all that was said was said on stderr.
+    fn is_refused(&self, because: &[&str]) {
+        assert_eq!((self.code, self.stdout.as_str()), (Some(64), ""), "{}", self.stderr);
+        for part in because {
+            assert!(self.stderr.contains(part), "{part:?} is missing:\n{}", self.stderr);
+        }
+    }
+}
+
+#[test]
+fn help_and_version_are_answers_not_errors() {
+    for args in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["check", "--help"],
+        &["healthcheck", "--help"],
+        &["--version"],
+    ] {
+        let ran = pgleash(args).run();
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert!(!ran.stdout.is_empty(), "{args:?}");
+    }
+    let help = pgleash(&["run", "--help"]).run().stdout;
+    for key in ["pool.size (default 20)", "upstream.url (required)", "leaks.budget (default 25%/1m)"] {
+        assert!(help.contains(key), "{key}:\n{help}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_64() {
+    pgleash(&["--bogus"]).run().is_refused(&["--bogus"]);
+    pgleash(&["juggle"]).run().is_refused(&["juggle"]);
+    pgleash(&["--set"]).run().is_refused(&["--set"]);
+    pgleash(&["--set", "pool.size"]).run().is_refused(&["--set: has no ="]);
+}
+
+#[test]
+fn every_subcommand_refuses_a_wrong_configuration_with_64() {
+    for args in [&[][..], &["run"], &["check"], &["check", "--print"]] {
+        pgleash(args).run().is_refused(&["upstream.url is required"]);
+    }
+    pgleash(&["healthcheck", "--admin", "here"]).run().is_refused(&["--admin: admin = \"here\""]);
+}
+
+#[test]
+fn errors_of_all_layers_are_reported_together() {
+    let ran = pgleash(&["run", "--listen", "0.0.0.0:6432", "--set", "leaks.action=shoot"])
+        .file("pgleash.toml", "[pool]\nsize = 0\nsizes = 3\n")
+        .env("PGLEASH_UPSTREAM_URL", "postgres://app:hunter2@db?sslmode=maybe")
+        .env("PGLEASH_POOL_MODES", "session")
+        .run();
+    ran.is_refused(&[
+        "has 6 errors",
+        "pgleash.toml:2: pool.size = 0: is too small",
+        "pgleash.toml:3: no such key: pool.sizes",
+        "did you mean pool.size?",
+        "PGLEASH_UPSTREAM_URL: upstream.url has an sslmode that is not known",
+        "PGLEASH_POOL_MODES: no such variable",
+        "--set leaks.action: leaks.action = \"shoot\"",
+        "--listen: listen = 0.0.0.0:6432",
+    ]);
+    assert!(!ran.stderr.contains("hunter2"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_named_file_is_read_instead_of_the_one_that_lies_around() {
+    let program = |args: &[&str]| {
+        pgleash(args)
+            .file("pgleash.toml", "workers = 2\n[upstream]\nurl = \"postgres://db\"\n")
+            .file("other.toml", "workers = 3\n[upstream]\nurl = \"postgres://db\"\n")
+    };
+    let workers = |ran: Ran| {
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        let line = ran.stdout.lines().find(|line| line.starts_with("workers")).unwrap().to_owned();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let found = program(&["check", "--print"]).run();
+    assert_eq!(workers(found), ["workers", "2", "pgleash.toml:1"]);
+    let by_variable = program(&["check", "--print"]).env("PGLEASH_CONFIG", "other.toml").run();
+    assert_eq!(workers(by_variable), ["workers", "3", "other.toml:1"]);
+    let by_flag = program(&["check", "--print", "--config", "other.toml"]).run();
+    assert_eq!(workers(by_flag), ["workers", "3", "other.toml:1"]);
+    program(&["check", "--config", "absent.toml"])
+        .run()
+        .is_refused(&["--config: absent.toml cannot be read"]);
+}
+
+#[test]
+fn what_is_printed_holds_no_password() {
+    let ran = pgleash(&["check", "--print"])
+        .env("PGLEASH_UPSTREAM_URL", "postgres://app:hunter2@db/shop?password=hunter2")
+        .run();
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("postgres://app:***@db/shop?password=***  PGLEASH_UPSTREAM_URL"),
+        "{}",
+        ran.stdout
+    );
+    assert!(!ran.stdout.contains("hunter2"), "{}", ran.stdout);
+}
+
+/// The lines of a check that begin with `verdict`, as `(about, what)`.
+fn findings(ran: &Ran, verdict: &str) -> Vec<(String, String)> {
+    let lines = ran.stdout.lines().filter_map(|line| line.strip_prefix(verdict));
+    let split = lines.filter_map(|line| line.trim_start().split_once(' '));
+    split.map(|(about, what)| (about.to_owned(), what.trim().to_owned())).collect()
+}
+
+fn check(url: &str, settings: &[&str]) -> Ran {
+    let mut args = vec!["check", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    for setting in settings {
+        args.extend(["--set", setting]);
+    }
+    pgleash(&args).env("PGLEASH_UPSTREAM_URL", url).run()
+}
+
+#[tokio::test]
+async fn a_check_of_a_good_server_finds_nothing_wrong() {
+    let database = Server::shared().database().await;
+    let ran = check(&database.url("postgres"), &[]);
+    assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
+    let abouts: Vec<_> = findings(&ran, "ok").into_iter().map(|(about, _)| about).collect();
+    for about in ["upstream", "version", "tls", "connections", "visibility", "cancel", "terminate"] {
+        assert!(abouts.contains(&about.to_owned()), "{about}:\n{}", ran.stdout);
+    }
+    assert_eq!(findings(&ran, "warn"), [], "{}", ran.stdout);
+    assert_eq!(findings(&ran, "fail"), [], "{}", ran.stdout);
+}
+
+#[tokio::test]
+async fn a_check_says_what_a_role_cannot_see_and_a_pool_cannot_have() {
+    let database = Server::shared().database().await;
+    let admin = database.admin().await;
+    admin.batch_execute(&format!("ALTER DATABASE {} CONNECTION LIMIT 8", database.name)).await.unwrap();
+    admin
+        .batch_execute(&format!(
+            "ALTER DATABASE {} SET idle_in_transaction_session_timeout = '5s'",
+            database.name
+        ))
+        .await
+        .unwrap();
+
+    let ran = check(&database.url("app"), &["pool.size=300"]);
+    assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
+    let failures = findings(&ran, "fail");
+    assert_eq!(failures.len(), 2, "{}", ran.stdout);
+    assert!(failures[0].1.contains("the pool can never be filled"), "{failures:?}");
+    assert!(failures[1].1.contains("the connection limit of the database, 8"), "{failures:?}");
+    let warnings = findings(&ran, "warn");
+    assert!(
+        warnings
+            .iter()
+            .any(|(about, what)| about == "visibility" && what.contains("GRANT pg_monitor TO app"))
+    );
+    assert!(
+        warnings.iter().any(|(about, what)| about == "timeouts" && what.contains("(5s)")),
+        "{warnings:?}"
+    );
+    admin.close().await;
+}
+
+#[tokio::test]
+async fn a_check_tells_a_wrong_password_from_a_missing_database_and_a_missing_server() {
+    let database = Server::shared().database().await;
+    let wrong = database.url("locked:hunter2");
+    let absent =
+        database.url(&format!("locked:{LOCKED_PASSWORD}")).replace(&database.name, "no_such_database");
+    let nobody = format!("postgres://app:hunter2@127.0.0.1:{}/shop", free_port());
+    for (url, because) in [(wrong, "28P01"), (absent, "3D000"), (nobody, "Connection refused")] {
+        let ran = check(&url, &[]);
+        assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
+        let failures = findings(&ran, "fail");
+        assert!(
+            matches!(&failures[..], [(about, what)] if about == "upstream" && what.contains(because)),
+            "{failures:?}"
+        );
+        assert!(!ran.stdout.contains("hunter2"), "{}", ran.stdout);
+    }
+}
+
+#[tokio::test]
+async fn a_check_of_a_server_without_tls_fails_where_tls_is_required() {
+    let database = Server::shared().database().await;
+    let ran = check(&format!("{}?sslmode=require", database.url("app")), &[]);
+    assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
+    let failures = findings(&ran, "fail");
+    assert!(failures[0].1.contains("does not support TLS. To do: turn ssl on"), "{failures:?}");
+}
+
+#[test]
+fn a_check_sees_a_port_that_is_taken_and_a_log_that_cannot_be() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let ran = pgleash(&["check", "--listen", &listen, "--set", "events.log=/nowhere/at/all.jsonl"])
+        .env("PGLEASH_ADMIN", "127.0.0.1:0")
+        .env("PGLEASH_UPSTREAM_URL", &format!("postgres://app@127.0.0.1:{}", free_port()))
+        .run();
+    assert_eq!(ran.code, Some(1));
+    assert!(findings(&ran, "warn")[0].1.contains("is taken"), "{}", ran.stdout);
+    assert!(findings(&ran, "fail")[0].1.contains("/nowhere/at does not exist"), "{}", ran.stdout);
+}
+
+#[test]
+fn a_healthcheck_is_0_if_well_and_1_if_not() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = listener.local_addr().unwrap().to_string();
+    let server = thread::spawn(move || {
+        ["200 OK\r\n\r\nok", "503 Service Unavailable\r\n\r\ndraining"].map(|answer| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 256];
+            let length = stream.read(&mut request).unwrap();
+            write!(stream, "HTTP/1.1 {answer}").unwrap();
+            String::from_utf8_lossy(&request[..length]).lines().next().unwrap_or_default().to_owned()
+        })
+    });
+
+    // The rest of the configuration is not its business.
+    let well = pgleash(&["healthcheck"]).env("PGLEASH_ADMIN", &admin).run();
+    assert_eq!((well.code, well.stdout.as_str()), (Some(0), "ok\n"), "{}", well.stderr);
+    let unwell = pgleash(&["healthcheck", "--ready", "--admin", &admin]).run();
+    assert_eq!(unwell.code, Some(1));
+    assert!(unwell.stderr.contains("answered 503: draining"), "{}", unwell.stderr);
+    assert_eq!(server.join().unwrap(), ["GET /healthz HTTP/1.1", "GET /readyz HTTP/1.1"]);
+
+    let gone = pgleash(&["healthcheck", "--admin", &admin]).run();
+    assert_eq!(gone.code, Some(1));
+    assert!(gone.stderr.contains("cannot be asked"), "{}", gone.stderr);
+}

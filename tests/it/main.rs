@@ -1,0 +1,16 @@
+//! The tests that run the program, against a real PostgreSQL. One binary; each module one subject.
+#![allow(clippy::unwrap_used, reason = "a test that fails to unwrap has failed")]
+#![allow(clippy::disallowed_methods, reason = "tests stand outside the process whose clock it is")]
+
+mod bad_input;
+mod cli;
+mod deaths;
+mod floors;
+mod leaks;
+mod lifecycle;
+mod pooling;
+mod protocol;
+mod support;
+mod tls;
+mod unix_socket;
+mod upstream_hosts;

@@ -1,0 +1,391 @@
+//! A real PostgreSQL, started by the tests and surely ended with them.
+//!
+//! `initdb` is run once per machine into a template; each server is a copy of it on a free port. A
+//! small shell keeps the postmaster: it waits for the end of a pipe that the test process holds, so
+//! the server goes away however the test process ends, even killed. cargo-nextest runs each test in
+//! a process of its own: there the processes share one server, and the shell waits for the file lock
+//! that each of them holds.
+
+use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::endpoint::{Endpoint, Session};
+use super::tls::Identity;
+
+/// Roles that every server has: `postgres` (superuser), `app` and `other` (trusted), and `locked`,
+/// whose password is [`LOCKED_PASSWORD`].
+const ROLES: &str = "CREATE ROLE app LOGIN;\nCREATE ROLE other LOGIN;\n\
+                     SET password_encryption = 'scram-sha-256';\n\
+                     CREATE ROLE locked LOGIN PASSWORD 'right-password';\n";
+
+/// The password of the role `locked`.
+pub const LOCKED_PASSWORD: &str = "right-password";
+
+const HBA: &str = "local all all trust\n\
+                   host all locked 127.0.0.1/32 scram-sha-256\n\
+                   host all all 127.0.0.1/32 trust\n";
+
+const SETTINGS: &str = "\nlisten_addresses = '127.0.0.1'\nfsync = off\nsynchronous_commit = off\n\
+                        full_page_writes = off\nwal_level = minimal\nmax_wal_senders = 0\n\
+                        max_connections = 200\nshared_buffers = 16MB\nautovacuum = off\n\
+                        max_prepared_transactions = 4\nlogging_collector = off\n";
+
+/// To be raised when what is in the template changes.
+const TEMPLATE_REVISION: u32 = 1;
+
+/// Runs the postmaster ($1) of directory $2 on port $3 until standard input ends, and removes the
+/// directory unless the last word was `keep`. If there is a lease directory $4, it runs until nobody
+/// holds its lease, or there is a file `stop`.
+const KEEPER: &str = r#"
+trap '' INT TERM HUP
+"$1" -D "$2/data" -p "$3" -k "$2" >>"$2/log" 2>&1 </dev/null &
+pid=$!
+last=
+if [ -n "$4" ]; then
+    while sleep 1; do
+        if [ -e "$2/stop" ]; then last=keep; rm "$2/stop"; break; fi
+        flock --nonblock "$4/entry" sh -c 'flock --nonblock "$1/lease" rm -rf "$1"' sh "$4" && break
+    done
+else
+    last=$(cat)
+fi
+kill -QUIT $pid 2>/dev/null
+wait $pid
+[ "$last" = keep ] || rm -rf "$2"
+"#;
+
+/// One PostgreSQL server.
+pub struct Server {
+    dir: PathBuf,
+    port: u16,
+    keeper: Option<Child>,
+    /// Open as long as this process needs a server that it shares.
+    lease: Option<fs::File>,
+}
+
+impl Server {
+    /// The server that the tests of this process, or of this run of cargo-nextest, share.
+    pub fn shared() -> &'static Server {
+        static SHARED: OnceLock<Server> = OnceLock::new();
+        SHARED.get_or_init(|| match std::env::var("NEXTEST_RUN_ID") {
+            Ok(run) => Server::leased(&run),
+            Err(_) => Server::private(),
+        })
+    }
+
+    /// A server of one's own, to be stopped and started at will.
+    pub fn private() -> Server {
+        Server::on_free_port(None, |_| {})
+    }
+
+    /// A server of one's own that speaks TLS and shows `identity`.
+    pub fn with_tls(identity: &Identity) -> Server {
+        Server::on_free_port(None, |data| {
+            for (name, text) in [("server.crt", &identity.certificate), ("server.key", &identity.key)] {
+                let path = data.join(name);
+                fs::write(&path, text).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                give_to_owner(&path);
+            }
+            let conf = data.join("postgresql.conf");
+            let settings = fs::read_to_string(&conf).unwrap() + "ssl = on\n";
+            fs::write(&conf, settings).unwrap();
+        })
+    }
+
+    /// `prepare` may change the data directory before the first start.
+    fn on_free_port(lease: Option<&Path>, prepare: impl Fn(&Path)) -> Server {
+        let mut server = Server { dir: copy_of_template(), port: 0, keeper: None, lease: None };
+        prepare(&server.dir.join("data"));
+        for _ in 0..5 {
+            server.port = free_port();
+            if server.try_start(lease) {
+                return server;
+            }
+        }
+        panic!("PostgreSQL does not start: {}", server.log());
+    }
+
+    /// The server of a run, started by the first process that asks. It stays while a process holds
+    /// the lease, which ends with the process.
+    fn leased(run: &str) -> Server {
+        let home = std::env::temp_dir().join(format!("pgleash-test-run-{run}"));
+        let entry = enter(&home);
+        let lease = open_shared(&home.join("lease"));
+        lease.lock_shared().unwrap();
+        let running = fs::read_to_string(home.join("port")).ok().and_then(|port| port.parse().ok());
+        let mut server = match running {
+            Some(port) => Server { dir: PathBuf::new(), port, keeper: None, lease: None },
+            None => Server::on_free_port(Some(&home), |_| {}),
+        };
+        fs::write(home.join("port"), server.port.to_string()).unwrap();
+        server.lease = Some(lease);
+        drop(entry);
+        server
+    }
+
+    /// Ends the server at once, as a crash would; its data and its port stay.
+    pub fn stop(&mut self) {
+        self.end(b"keep");
+    }
+
+    /// Starts it again on the same port.
+    pub fn start(&mut self) {
+        assert!(self.try_start(None), "PostgreSQL does not start again: {}", self.log());
+    }
+
+    /// A fresh, empty database that `app` owns.
+    pub async fn database(&self) -> Database {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        self.database_named(&name).await
+    }
+
+    /// The same, of this name.
+    pub async fn database_named(&self, name: &str) -> Database {
+        let database = Database { name: name.to_owned(), port: self.port };
+        let postgres = database.endpoint("postgres", "postgres").connect("harness").await;
+        postgres.batch_execute(&format!("CREATE DATABASE {} OWNER app", database.name)).await.unwrap();
+        postgres.close().await;
+        database
+    }
+
+    fn try_start(&mut self, lease: Option<&Path>) -> bool {
+        let mut command = Command::new("sh");
+        command.args(["-c", KEEPER, "keeper"]).arg(binaries().join("postgres"));
+        command.arg(&self.dir).arg(self.port.to_string());
+        command.arg(lease.unwrap_or(Path::new("")));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.current_dir("/").process_group(0);
+        run_as_owner(&mut command);
+        let logged = self.log().len();
+        self.keeper = Some(command.spawn().expect("sh starts"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.ready() {
+            let failed = self.log()[logged..].contains("FATAL:");
+            if failed || Instant::now() > deadline {
+                if lease.is_some() {
+                    fs::write(self.dir.join("stop"), "").unwrap();
+                }
+                self.end(b"keep");
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
+
+    /// What `pg_ctl` looks at: the last line of the pid file.
+    fn ready(&self) -> bool {
+        let pid_file = fs::read_to_string(self.dir.join("data/postmaster.pid")).unwrap_or_default();
+        pid_file.lines().nth(7).is_some_and(|status| status.trim() == "ready")
+    }
+
+    fn log(&self) -> String {
+        fs::read(self.dir.join("log"))
+            .map(|log| String::from_utf8_lossy(&log).into_owned())
+            .unwrap_or_default()
+    }
+
+    fn end(&mut self, last_word: &[u8]) {
+        if let Some(mut keeper) = self.keeper.take() {
+            let mut pipe = keeper.stdin.take().expect("the keeper has a pipe");
+            let _ = pipe.write_all(last_word);
+            drop(pipe);
+            keeper.wait().expect("the keeper ends");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.lease.is_some() {
+            return;
+        }
+        self.end(b"");
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// One database on a [`Server`].
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Its name.
+    pub name: String,
+    /// Its server's TCP port on 127.0.0.1.
+    pub port: u16,
+}
+
+impl Database {
+    /// The way to it without pgleash, as `app`.
+    pub fn direct(&self) -> Endpoint {
+        self.endpoint("app", &self.name)
+    }
+
+    /// As the superuser, without pgleash; application name `harness`.
+    pub async fn admin(&self) -> Session {
+        self.endpoint("postgres", &self.name).connect("harness").await
+    }
+
+    /// Drops it, with whoever is connected.
+    pub async fn remove(&self) {
+        let postgres = self.endpoint("postgres", "postgres").connect("harness").await;
+        postgres.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name)).await.unwrap();
+        postgres.close().await;
+    }
+
+    /// The URL for `upstream.url`.
+    pub fn url(&self, user: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/{}", self.port, self.name)
+    }
+
+    fn endpoint(&self, user: &str, database: &str) -> Endpoint {
+        Endpoint { port: self.port, user: user.to_owned(), database: database.to_owned() }
+    }
+}
+
+/// Locks the entry of a run's directory, which is made if it is not there. Whoever ends the run's
+/// server removes the directory under the same lock.
+fn enter(home: &Path) -> fs::File {
+    loop {
+        let _ = fs::create_dir(home);
+        give_to_owner(home);
+        let path = home.join("entry");
+        let entry = open_shared(&path);
+        entry.lock().unwrap();
+        let inode = entry.metadata().unwrap().ino();
+        if fs::metadata(&path).is_ok_and(|there| there.ino() == inode) {
+            return entry;
+        }
+    }
+}
+
+fn open_shared(path: &Path) -> fs::File {
+    let file = fs::File::create(path).unwrap();
+    give_to_owner(path);
+    file
+}
+
+fn give_to_owner(path: &Path) {
+    if let Some((uid, gid)) = owner() {
+        // It may have been removed meanwhile, which the caller sees.
+        let _ = chown(path, Some(uid), Some(gid));
+    }
+}
+
+/// A TCP port on which nobody listens at this moment.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Copies the template, making it first if this machine has none.
+fn copy_of_template() -> PathBuf {
+    let template = template();
+    let dir = tempfile::Builder::new().prefix("pgleash-test-pg-").tempdir().unwrap().keep();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    give_to_owner(&dir);
+    run(Command::new("cp").arg("-a").arg(template).arg(dir.join("data")));
+    dir
+}
+
+fn template() -> PathBuf {
+    let version = Command::new(binaries().join("postgres")).arg("--version").output().unwrap();
+    let version: String = String::from_utf8_lossy(&version.stdout)
+        .chars()
+        .filter(|c| c.is_ascii_digit() || *c == '.')
+        .collect();
+    let uid = fs::metadata("/proc/self").unwrap().uid();
+    let home = std::env::temp_dir().join(format!("pgleash-test-template-{uid}"));
+    let template = home.join(format!("{version}-{TEMPLATE_REVISION}"));
+    fs::create_dir_all(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
+    give_to_owner(&home);
+    let lock = fs::File::create(home.join("lock")).unwrap();
+    lock.lock().unwrap();
+    if !template.exists() {
+        let unfinished = home.join("unfinished");
+        let _ = fs::remove_dir_all(&unfinished);
+        make_template(&unfinished);
+        fs::rename(&unfinished, &template).unwrap();
+    }
+    template
+}
+
+fn make_template(dir: &Path) {
+    let mut initdb = Command::new(binaries().join("initdb"));
+    initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-locale"]);
+    initdb.args(["--wal-segsize=1", "-D"]).arg(dir).current_dir("/");
+    run_as_owner(&mut initdb);
+    run(&mut initdb);
+    let conf = dir.join("postgresql.conf");
+    let settings = fs::read_to_string(&conf).unwrap() + SETTINGS;
+    fs::write(&conf, settings).unwrap();
+    fs::write(dir.join("pg_hba.conf"), HBA).unwrap();
+    let mut single = Command::new(binaries().join("postgres"));
+    single.args(["--single", "-j", "-D"]).arg(dir).arg("postgres").current_dir("/");
+    single.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    run_as_owner(&mut single);
+    let mut child = single.spawn().unwrap();
+    // With -j, a statement ends at an empty line.
+    let roles = ROLES.replace(";\n", ";\n\n");
+    child.stdin.take().unwrap().write_all(roles.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !said.contains("ERROR"), "the roles were not made: {said}");
+}
+
+/// Where `initdb`, `postgres` and `psql` are: `PGLEASH_TEST_PG_BIN`, the newest Debian package, or `PATH`.
+pub fn binaries() -> &'static Path {
+    static BINARIES: OnceLock<PathBuf> = OnceLock::new();
+    BINARIES.get_or_init(|| {
+        if let Some(dir) = std::env::var_os("PGLEASH_TEST_PG_BIN") {
+            return dir.into();
+        }
+        let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+        let newest = debian
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
+            .filter(|(_, path)| path.join("bin/initdb").exists())
+            .max();
+        if let Some((_, path)) = newest {
+            return path.join("bin");
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).find(|dir| dir.join("initdb").exists()).expect(
+            "no initdb found: install PostgreSQL (Debian: apt-get install postgresql) or set PGLEASH_TEST_PG_BIN",
+        )
+    })
+}
+
+/// Who runs PostgreSQL when we are root, which it refuses to run as: uid and gid.
+fn owner() -> Option<(u32, u32)> {
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return None;
+    }
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let find = |name: &str| {
+        passwd.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            (fields.first() == Some(&name)).then(|| (fields[2].parse().unwrap(), fields[3].parse().unwrap()))
+        })
+    };
+    Some(find("postgres").or_else(|| find("nobody")).expect("a user postgres or nobody"))
+}
+
+fn run_as_owner(command: &mut Command) {
+    if let Some((uid, gid)) = owner() {
+        command.uid(uid).gid(gid);
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,46 @@
+//! Several hosts in `upstream.url`: the first that fits is used.
+
+use crate::support::server::free_port;
+use crate::support::{Database, Leash, Mode, Server, finish, in_both_modes};
+
+in_both_modes! {
+    a_dead_host_is_passed_over,
+    a_host_that_does_not_fit_is_passed_over,
+}
+
+fn url(first_port: u16, database: &Database, options: &str) -> String {
+    let Database { name, port } = database;
+    format!("postgres://app@127.0.0.1:{first_port},127.0.0.1:{port}/{name}?{options}")
+}
+
+async fn a_dead_host_is_passed_over(mode: Mode) {
+    let database = Server::shared().database().await;
+    let leash = Leash::upstream(&url(free_port(), &database, ""), &database.name).mode(mode).start().await;
+    let client = leash.endpoint().connect("visitor").await;
+    assert_eq!(client.one("SELECT current_database()").await, database.name);
+    client.close().await;
+    let (status, why) = leash.get("/readyz").await;
+    assert_eq!(status, 200, "{why}");
+    finish(leash, &database).await;
+}
+
+/// Two servers with a database of one name, read-only on the first.
+async fn a_host_that_does_not_fit_is_passed_over(mode: Mode) {
+    let database = Server::shared().database().await;
+    let standby = Server::private();
+    let stale = standby.database_named(&database.name).await;
+    let admin = stale.admin().await;
+    let read_only = format!("ALTER DATABASE {} SET default_transaction_read_only = on", stale.name);
+    admin.batch_execute(&read_only).await.unwrap();
+    admin.close().await;
+
+    let url = url(stale.port, &database, "target_session_attrs=read-write");
+    let leash = Leash::upstream(&url, &database.name).mode(mode).start().await;
+    let client = leash.endpoint().connect("writer").await;
+    client.batch_execute("CREATE TABLE t (n int)").await.unwrap();
+    assert_eq!(client.one("SELECT inet_server_port()").await, database.port.to_string());
+    let pool = leash.pool_when("the connection is on the books", |pool| pool["opened"] == 1).await;
+    assert_eq!(pool["closed"], 0, "what did not fit was never opened: {pool}");
+    client.close().await;
+    finish(leash, &database).await;
+}
