@@ -33,6 +33,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Ask a running pgleash whether it is well: exit code 0 if so
     Healthcheck(HealthcheckArgs),
+    /// Play an incident on a real PostgreSQL, without and with the watchdog, and compare
+    Drill(pgleash::drill::Args),
 }
 
 /// Where the configuration comes from.

@@ -1,6 +1,15 @@
 //! pgleash keeps every Postgres connection on a leash.
 //!
-//! Modules lie on floors; a lower one never imports a higher one.
+//! The floors, lowest first; a lower one never imports a higher one (`tests/it/floors.rs` checks):
+//!
+//! 0. [`ids`], [`policy`], [`event`], [`snapshot`], [`wire::frame`], [`wire::startup`], [`wire::vars`],
+//!    [`wire::pin`], [`wire::reply`]: names, limits, facts, bytes.
+//! 1. [`activity`], [`ledger`], [`judge`], [`forecast`], [`wire::pulse`]: every checkout and its one
+//!    state; evidence in, verdict out. No clock, no I/O, no async, no logging.
+//! 2. [`clock`], [`telemetry`]: the one clock; facts to counters and log lines, snapshots to gauges.
+//! 3. [`dial`], [`switch`], [`conn`], [`pool`], [`opening`], [`checkout`], [`janitor`], [`probe`], [`keeper`]: connections, their
+//!    lending, and the one task that carries out verdicts.
+//! 4. [`config`], [`tls`], [`check`], [`healthcheck`], [`drill`], [`sidecar`]: what a user meets.
 
 pub mod activity;
 pub mod check;
@@ -9,6 +18,7 @@ pub mod clock;
 pub mod config;
 pub mod conn;
 pub mod dial;
+pub mod drill;
 pub mod event;
 pub mod forecast;
 pub mod healthcheck;

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Check(args) => check(args),
         Command::Healthcheck(args) => healthcheck(args),
+        Command::Drill(args) => drill(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,6 +68,12 @@ fn healthcheck(HealthcheckArgs { config, ready }: HealthcheckArgs) -> Result<(),
     let answer = healthcheck::ask(admin, question).map_err(Failure::Failed)?;
     tell(&format!("{answer}\n"));
     Ok(())
+}
+
+/// Plays the incident; a watchdog that missed a leak or hit a healthy checkout has failed.
+fn drill(args: pgleash::drill::Args) -> Result<(), Failure> {
+    let verdict = runtime(2)?.block_on(pgleash::drill::run(args)).map_err(Failure::of)?;
+    if verdict.passed() { Ok(()) } else { Err(Failure::Failed(verdict.to_string())) }
 }
 
 /// To standard output, whether or not somebody still reads it.

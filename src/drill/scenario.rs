@@ -1,0 +1,361 @@
+//! The incident: fifteen minutes in four phases, and every payment of it drawn from a seed.
+//!
+//! Pure: the same [`Scenario`] makes the same [`Payment`]s on every machine.
+
+use std::fmt;
+use std::time::Duration;
+
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+
+use crate::event::{Reason, closed_set};
+use crate::policy::PoolMode;
+
+/// Length of the incident in scenario minutes.
+pub const MINUTES: f64 = 15.0;
+/// What the campaign multiplies the rate of arrivals by.
+const SPIKE: f64 = 1.4;
+/// The share of the pool's slots that leaks in one scenario minute at the baseline rate. With the healthy
+/// load of this workload the pool is 85 % used around minute 12 and exhausted around minute 14.
+const LEAKED_SLOTS_PER_MINUTE: f64 = 0.0555;
+/// Accounts that payments are drawn from: many, so that two payments rarely meet on a row lock.
+pub const ACCOUNTS: i32 = 10_000;
+/// Most that one payment moves, in cents.
+const MAX_AMOUNT: i64 = 50_000;
+/// Half of all calls to the payment provider are faster.
+const THINK_MEDIAN_SECONDS: f64 = 0.105;
+/// Spread of the logarithm of the think time: one in a hundred takes six times the median.
+const THINK_SIGMA: f64 = 0.8;
+/// No healthy payment is silent for longer than this share of the idle limit.
+const THINK_CAP_SHARE: f64 = 0.55;
+/// No healthy payment is silent for longer than this, whatever the limit.
+const THINK_CAP: Duration = Duration::from_secs(5);
+/// No limit is compressed below this: a healthy checkout on a busy machine must not come near it.
+const LIMIT_FLOOR: Duration = Duration::from_millis(1500);
+
+closed_set! {
+    /// What the scenario is doing, in order.
+    Phase {
+        /// The service as it should be.
+        Baseline => "baseline",
+        /// A release with the recycling bug goes out.
+        Deploy => "deploy",
+        /// A campaign brings 40 % more payments.
+        Spike => "campaign",
+        /// The release's migration drops the index that each payment looks up by.
+        Index => "index dropped",
+    }
+}
+
+impl Phase {
+    /// The scenario minute at which it begins.
+    pub const fn begins(self) -> f64 {
+        match self {
+            Phase::Baseline => 0.0,
+            Phase::Deploy => 1.0,
+            Phase::Spike => 10.0,
+            Phase::Index => 11.0,
+        }
+    }
+
+    /// The phase of a scenario minute.
+    pub fn at(minute: f64) -> Phase {
+        let begun = Phase::ALL.iter().rev().find(|phase| minute >= phase.begins());
+        begun.copied().unwrap_or(Phase::Baseline)
+    }
+}
+
+/// How the recycling bug forgets a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Leak {
+    /// After the INSERT: the transaction stays open.
+    MidTransaction,
+    /// After the COMMIT: the connection is neither used nor closed.
+    AfterCommit,
+}
+
+impl Leak {
+    /// What the watchdog should call it.
+    pub fn reason(self) -> Reason {
+        match self {
+            Leak::MidTransaction => Reason::IdleInTransaction,
+            Leak::AfterCommit => Reason::IdleSession,
+        }
+    }
+}
+
+/// One payment, as the seed drew it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Payment {
+    /// When its customer arrives, since the beginning of the run.
+    pub at: Duration,
+    /// Whose account is debited.
+    pub account: i32,
+    /// Cents.
+    pub amount: i64,
+    /// How long the call to the payment provider takes, in mid-transaction.
+    pub think: Duration,
+    /// Whether and how the bug will forget its connection.
+    pub leak: Option<Leak>,
+}
+
+/// All that a run is made of.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Draws arrivals, accounts, amounts, think times and leaks.
+    pub seed: u64,
+    /// Real minutes that the fifteen scenario minutes take.
+    pub minutes: f64,
+    /// Payments a second at the baseline.
+    pub rate: f64,
+    /// How pgleash lends.
+    pub mode: PoolMode,
+}
+
+/// pgleash's limits for the drill: the scenario's, compressed like its time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// 30 s in the scenario.
+    pub idle_in_transaction: Duration,
+    /// 1 min in the scenario.
+    pub idle_session: Duration,
+    /// The window of the budget of 25 %; 1 min in the scenario.
+    pub budget_window: Duration,
+    /// Not compressed.
+    pub wait_timeout: Duration,
+}
+
+impl Limits {
+    /// The idle limit that a leak of this kind will cross.
+    pub fn of(&self, leak: Leak) -> Duration {
+        match leak {
+            Leak::MidTransaction => self.idle_in_transaction,
+            Leak::AfterCommit => self.idle_session,
+        }
+    }
+
+    /// The longest of the idle limits.
+    pub fn longest(&self) -> Duration {
+        self.idle_in_transaction.max(self.idle_session)
+    }
+}
+
+impl Scenario {
+    /// How many times faster than life the scenario plays.
+    pub fn compression(&self) -> f64 {
+        MINUTES / self.minutes
+    }
+
+    /// How long a run takes.
+    pub fn length(&self) -> Duration {
+        Duration::from_secs_f64(self.minutes * 60.0)
+    }
+
+    /// The scenario minute of a moment of the run.
+    pub fn minute(&self, elapsed: Duration) -> f64 {
+        elapsed.as_secs_f64() / 60.0 * self.compression()
+    }
+
+    /// The moment of the run at which a scenario minute begins.
+    pub fn moment(&self, minute: f64) -> Duration {
+        Duration::from_secs_f64(minute * 60.0 / self.compression())
+    }
+
+    /// Server connections in the pool: one for each payment a second, so that the healthy service uses a
+    /// fifth of them.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the rate is 10 to 400")]
+    pub fn pool_size(&self) -> usize {
+        self.rate.ceil() as usize
+    }
+
+    /// Most payments a second in any phase.
+    pub fn peak_rate(&self) -> f64 {
+        self.rate * SPIKE
+    }
+
+    /// The limits that pgleash is given.
+    pub fn limits(&self) -> Limits {
+        let compressed =
+            |seconds: f64| Duration::from_secs_f64(seconds / self.compression()).max(LIMIT_FLOOR);
+        Limits {
+            idle_in_transaction: compressed(30.0),
+            idle_session: compressed(60.0),
+            budget_window: compressed(60.0),
+            wait_timeout: Duration::from_secs(1),
+        }
+    }
+
+    /// The longest that a healthy payment is silent in mid-transaction.
+    pub fn longest_think(&self) -> Duration {
+        self.limits().idle_in_transaction.mul_f64(THINK_CAP_SHARE).min(THINK_CAP)
+    }
+
+    /// The share of checkouts that the bug leaks.
+    #[allow(clippy::cast_precision_loss, reason = "a pool has few slots")]
+    pub fn leak_share(&self) -> f64 {
+        let payments_per_minute = self.rate * 60.0 / self.compression();
+        (self.pool_size() as f64 * LEAKED_SLOTS_PER_MINUTE / payments_per_minute).min(0.5)
+    }
+
+    /// Every payment of the run, in order of arrival.
+    pub fn payments(&self) -> Vec<Payment> {
+        let mut dice = Xoshiro256PlusPlus::seed_from_u64(self.seed);
+        let mut bug = Bug::new(self.mode, self.leak_share());
+        let mut payments = Vec::new();
+        let mut at = Duration::ZERO;
+        loop {
+            let spike = if self.minute(at) >= Phase::Spike.begins() { SPIKE } else { 1.0 };
+            at += Duration::from_secs_f64(exponential(&mut dice) / (self.rate * spike));
+            if at >= self.length() {
+                return payments;
+            }
+            let deployed = self.minute(at) >= Phase::Deploy.begins();
+            payments.push(Payment {
+                at,
+                account: dice.random_range(1..=ACCOUNTS),
+                amount: dice.random_range(1..=MAX_AMOUNT),
+                think: log_normal(&mut dice).min(self.longest_think()),
+                leak: if deployed { bug.strikes(&mut dice) } else { None },
+            });
+        }
+    }
+}
+
+/// `pool.mode` as it is written.
+pub fn mode_name(mode: PoolMode) -> &'static str {
+    match mode {
+        PoolMode::Session => "session",
+        PoolMode::Transaction => "transaction",
+    }
+}
+
+/// Which checkouts leak: one in each 1/share of them, at a random place within.
+struct Bug {
+    mode: PoolMode,
+    share: f64,
+    passed: f64,
+    next: f64,
+    struck: u32,
+}
+
+impl Bug {
+    fn new(mode: PoolMode, share: f64) -> Self {
+        Self { mode, share, passed: 0.0, next: 0.5, struck: 0 }
+    }
+
+    fn strikes(&mut self, dice: &mut Xoshiro256PlusPlus) -> Option<Leak> {
+        self.passed += self.share;
+        if self.passed < self.next {
+            return None;
+        }
+        self.struck += 1;
+        self.next = f64::from(self.struck) + dice.random::<f64>();
+        // A session that forgets to disconnect holds nothing in transaction mode.
+        match (self.mode, self.struck % 2) {
+            (PoolMode::Session, 0) => Some(Leak::AfterCommit),
+            _ => Some(Leak::MidTransaction),
+        }
+    }
+}
+
+/// An exponential variate with mean 1.
+fn exponential(dice: &mut Xoshiro256PlusPlus) -> f64 {
+    -(1.0 - dice.random::<f64>()).ln()
+}
+
+/// A think time: heavy-tailed, before the cap.
+fn log_normal(dice: &mut Xoshiro256PlusPlus) -> Duration {
+    let radius = (2.0 * exponential(dice)).sqrt();
+    let normal = radius * (std::f64::consts::TAU * dice.random::<f64>()).cos();
+    Duration::from_secs_f64(THINK_MEDIAN_SECONDS * (THINK_SIGMA * normal).exp())
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "seed {}, {} mode, {} server connections, {} payments/s; {MINUTES} scenario minutes in {} s ({}x)",
+            self.seed,
+            mode_name(self.mode),
+            self.pool_size(),
+            self.rate,
+            self.length().as_secs_f64(),
+            self.compression(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scenario(seed: u64) -> Scenario {
+        Scenario { seed, minutes: 1.0, rate: 40.0, mode: PoolMode::Session }
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same_payments_and_another_seed_others() {
+        assert_eq!(scenario(7).payments(), scenario(7).payments());
+        assert_ne!(scenario(7).payments(), scenario(8).payments());
+    }
+
+    #[test]
+    fn arrivals_follow_the_rate_and_the_campaign_brings_forty_per_cent_more() {
+        let (mut before, mut during) = (0, 0);
+        for seed in 0..20 {
+            let scenario = scenario(seed);
+            let payments = scenario.payments();
+            assert!(payments.is_sorted_by_key(|payment| payment.at));
+            let (spiked, calm): (Vec<_>, Vec<_>) =
+                payments.iter().partition(|payment| scenario.minute(payment.at) >= Phase::Spike.begins());
+            before += calm.len();
+            during += spiked.len();
+        }
+        let (before, during) = (f64::from(before as u32) / 10.0, f64::from(during as u32) / 5.0);
+        assert!((before / 20.0 - 160.0).abs() < 4.0, "{before} payments in each scenario minute of 20 runs");
+        assert!((during / before - 1.4).abs() < 0.05, "{during} over {before}");
+    }
+
+    #[test]
+    fn the_bug_strikes_only_after_the_deploy_and_fills_the_pool_at_the_end() {
+        for seed in 0..20 {
+            let scenario = scenario(seed);
+            let leaks: Vec<_> =
+                scenario.payments().into_iter().filter(|payment| payment.leak.is_some()).collect();
+            assert!(leaks.iter().all(|leak| scenario.minute(leak.at) >= Phase::Deploy.begins()));
+            assert!((30..=40).contains(&leaks.len()), "{} leaks in a pool of 40", leaks.len());
+            let after_commit = leaks.iter().filter(|leak| leak.leak == Some(Leak::AfterCommit)).count();
+            assert!(after_commit.abs_diff(leaks.len() - after_commit) <= 1, "half of each kind");
+        }
+    }
+
+    #[test]
+    fn in_transaction_mode_every_leak_is_in_mid_transaction() {
+        let scenario = Scenario { mode: PoolMode::Transaction, ..scenario(3) };
+        let leaks: Vec<_> = scenario.payments().iter().filter_map(|payment| payment.leak).collect();
+        assert!(!leaks.is_empty() && leaks.iter().all(|leak| *leak == Leak::MidTransaction));
+    }
+
+    #[test]
+    fn limits_shrink_with_time_but_no_healthy_payment_comes_near_them() {
+        for minutes in [0.1, 0.5, 1.0, 3.0, 15.0] {
+            let scenario = Scenario { minutes, ..scenario(1) };
+            let limit = scenario.limits().idle_in_transaction;
+            assert!(limit >= Duration::from_millis(1500));
+            let longest = scenario.payments().iter().map(|payment| payment.think).max().unwrap();
+            assert!(longest <= limit.mul_f64(0.55), "{minutes} min: {longest:?} of {limit:?}");
+        }
+        assert_eq!(scenario(1).limits().idle_in_transaction, Duration::from_secs(2));
+        assert_eq!(Scenario { minutes: 15.0, ..scenario(1) }.limits().idle_session, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn the_phases_are_in_order() {
+        assert_eq!(Phase::at(0.0), Phase::Baseline);
+        assert_eq!(Phase::at(9.99), Phase::Deploy);
+        assert_eq!(Phase::at(10.0), Phase::Spike);
+        assert_eq!(Phase::at(99.0), Phase::Index);
+    }
+}
