@@ -1,0 +1,71 @@
+# The verbs of this project; `just` lists them. ./demo and ./test work without just.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+_default:
+    @just --list --unsorted
+
+# compile everything, tests included
+build:
+    cargo build --locked --all-targets
+
+# compile the optimised binary: target/release/pgleash
+release:
+    cargo build --locked --release
+
+# install what the tests need and run them all, as CI does
+test *args:
+    ./test {{ args }}
+
+# formatting, clippy and shell scripts, with no warning allowed
+lint:
+    cargo fmt --check
+    cargo clippy --locked --all-targets -- -D warnings
+    shellcheck demo test .ci/run deploy/app deploy/check
+    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/relay bench/scratch.py dashboards/check.py dashboards/smoke deploy/compose.py
+
+# format the sources
+fmt:
+    cargo fmt
+
+# play the incident on a real PostgreSQL, without and with the watchdog
+demo *args:
+    ./demo {{ args }}
+
+# pgbench directly, through PgBouncer and through pgleash: CPU per transaction, throughput, p99
+bench-relay *args:
+    cargo build --locked --release --quiet
+    bench/relay {{ args }}
+
+# licences, duplicate crates and sources of the dependencies
+deny:
+    cargo deny --locked --all-features check bans licenses sources
+
+# known vulnerabilities in the dependencies; fetches the advisory database, so it needs the network
+advisories:
+    cargo deny --locked check advisories
+
+# API documentation, with every broken link an error
+docs:
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+# compose file, Dockerfile, Prometheus configuration and dashboards, as far as the tools here allow
+deploy-check:
+    deploy/check
+
+# the boards against a live incident with PostgreSQL, pgleash and Prometheus, without Docker
+boards *args:
+    cargo build --locked --release --quiet
+    dashboards/smoke {{ args }}
+
+# the container image
+image tag="pgleash:dev":
+    docker build --tag {{ tag }} .
+
+# postgres, pgleash, Prometheus and Grafana, on loopback
+up:
+    docker compose up --build --detach --wait
+
+# stop them and forget their data
+down:
+    docker compose down --volumes
