@@ -30,8 +30,8 @@ pub struct ServerConn {
     pub switch: Switch,
     /// End of its life, jitter included.
     pub expires: Moment,
-    /// Wall-clock time of its opening, since the Unix epoch.
-    pub opened_wall: Duration,
+    /// When it was ready for its first statement.
+    pub opened: Moment,
     address: Address,
     cancel_key: Vec<u8>,
     /// The parameters that were set on it; `None` if that is not known.
@@ -45,14 +45,14 @@ pub struct ServerConn {
 
 impl ServerConn {
     /// A connection just dialled.
-    pub fn new(id: ConnId, dialled: &Dialled, expires: Moment, opened_wall: Duration) -> Self {
+    pub fn new(id: ConnId, dialled: &Dialled, expires: Moment, opened: Moment) -> Self {
         Self {
             id,
             backend_pid: dialled.login.backend_pid,
             parameters: dialled.login.parameters.clone(),
             switch: dialled.switch.clone(),
             expires,
-            opened_wall,
+            opened,
             address: dialled.address.clone(),
             cancel_key: dialled.login.cancel_key.clone(),
             applied: Mutex::new(Some(Arc::default())),

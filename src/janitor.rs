@@ -24,8 +24,10 @@ pub enum Plan {
     Reset,
     /// A statement is in flight for nobody: cancel it and wait for its end, then as `Reset`.
     Cancel,
-    /// In mid-protocol, or lost: close.
+    /// In mid-protocol: cancel what may still run, and close.
     Close,
+    /// The server is not there any more: close.
+    Lost,
 }
 
 /// A connection to clean, with the slot it occupies until then.
@@ -58,7 +60,7 @@ async fn clean(pool: WatchedPool, job: Job) {
     let action = match plan {
         Plan::Reset => RecycleAction::Reset,
         Plan::Cancel => RecycleAction::Cancel,
-        Plan::Close => RecycleAction::Close,
+        Plan::Close | Plan::Lost => RecycleAction::Close,
     };
     let too_old = conn.expires <= began;
     let cleaned = match (plan, wire) {
@@ -66,7 +68,11 @@ async fn clean(pool: WatchedPool, job: Job) {
             conn.closing(CloseReason::MaxLifetime);
             Err("past its max_lifetime".to_owned())
         }
-        (Plan::Close, _) => Err("closed in mid-protocol".to_owned()),
+        (Plan::Lost, _) => Err("the server is gone".to_owned()),
+        (Plan::Close, wire) => {
+            stop(&conn, wire).await;
+            Err("closed in mid-protocol".to_owned())
+        }
         (_, None) => Err("the wire was lost".to_owned()),
         (Plan::Reset, Some(wire)) => reset(&conn, &kit, wire).await,
         (Plan::Cancel, Some(wire)) => match cancel(&conn, wire).await {
@@ -96,6 +102,15 @@ async fn clean(pool: WatchedPool, job: Job) {
         detail,
     });
     drop(kit.permit);
+}
+
+/// Ends whatever the server still does for a connection that is about to be closed: a backend notices
+/// its client's end only when it reads or writes next. A cancel request needs no place among the
+/// server's connections. One that fails is no harm: the probe looks at the backend next.
+async fn stop(conn: &Arc<ServerConn>, wire: Option<Box<Wire>>) {
+    if !wire.is_some_and(|wire| wire.pulse.may_query()) {
+        let _ = conn.announce_cancel().send().await;
+    }
 }
 
 /// Rolls back, discards all session state, and checks that the connection is quiet.

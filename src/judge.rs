@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::activity::{Observed, Phase};
-use crate::event::Reason;
+use crate::event::{Reason, Suppression};
 use crate::ids::Moment;
 use crate::policy::{Action, Policy};
 use crate::wire::pin::Pin;
@@ -71,12 +71,14 @@ fn slow_statement(seen: Observed, policy: &Policy, now: Moment) -> Verdict {
     Verdict { reason: Reason::SlowStatement, stage, limit, next }
 }
 
-/// Why a checkout is, or is not, suspect, and what happens next, in words for a person.
+/// Why a checkout is, or is not, suspect, and what happens next, in words for a person. `left_alone` is
+/// why nothing was done about it at the last look, if it was due then.
 pub fn explain(
     seen: Observed,
     verdict: Verdict,
     pinned: Option<Pin>,
     policy: &Policy,
+    left_alone: Option<Suppression>,
     now: Moment,
 ) -> (String, String) {
     let idle = now.since(seen.last_active).as_secs_f64();
@@ -103,10 +105,21 @@ pub fn explain(
         (Stage::Suspect, Action::Observe) => {
             format!("would be reclaimed in {:.1} s, but the action is observe", (limit - idle).max(0.0))
         }
-        (Stage::Due, Action::Reclaim) => "reclaim is due".to_owned(),
+        (Stage::Due, Action::Reclaim) => due(left_alone).to_owned(),
         (Stage::Due, Action::Observe) => "nothing: it is due, but the action is observe".to_owned(),
     };
     (format!("{what} {idle:.1} s of {limit:.1} s"), next)
+}
+
+const fn due(left_alone: Option<Suppression>) -> &'static str {
+    match left_alone {
+        None => "reclaim is due",
+        Some(Suppression::Observe) => "nothing: the action is observe",
+        Some(Suppression::Budget) => "reclaim is due, as soon as the budget allows it",
+        Some(Suppression::Moved) => "reclaim is due, unless the holder moves again",
+        Some(Suppression::Draining) => "nothing: pgleash is draining",
+        Some(Suppression::Unconfirmed) => "reclaim is due, once the server says that it waits for the client",
+    }
 }
 
 #[cfg(test)]

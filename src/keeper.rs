@@ -181,13 +181,13 @@ fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
     }
 }
 
-/// Tells, once for each suspicion, why nothing was done.
+/// Notes why nothing was done, and tells it once for each suspicion.
 fn suppress(pool: &WatchedPool, due: Due<Leash>, because: Suppression) {
-    if due.told_suppressed {
+    let inner = pool.inner();
+    inner.ledger().left_alone(due.checkout, because);
+    if due.left_alone.is_some() {
         return;
     }
-    let inner = pool.inner();
-    inner.ledger().suppression_told(due.checkout);
     let Due { reason, evidence, .. } = due;
     inner.sink.emit(Event::ReclaimSuppressed { pool: inner.key.clone(), reason, because, evidence });
 }

@@ -49,7 +49,7 @@ async fn open(
         let now = clock::now();
         let id = ConnId(NEXT_CONN.fetch_add(1, Ordering::Relaxed));
         let expires = now + jittered(inner.policy.max_lifetime);
-        let conn = Arc::new(ServerConn::new(id, &dialled, expires, clock::wall()));
+        let conn = Arc::new(ServerConn::new(id, &dialled, expires, now));
         drop(inner.welcome.set(conn.parameters.clone()));
         let mut life = life.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*life, Life::Dialling) {

@@ -51,13 +51,7 @@ impl Probe {
     /// # Errors
     /// The server cannot be asked, in words.
     pub async fn ask(&self, conn: &ServerConn) -> Result<Backend, String> {
-        // A backend that began after the connection was opened only has the same number.
-        let opened = conn.opened_wall.as_secs_f64() + 1.0;
-        let question = format!(
-            "SELECT wait_event_type FROM pg_catalog.pg_stat_activity WHERE pid = {} \
-             AND backend_start <= pg_catalog.to_timestamp({opened})",
-            conn.backend_pid
-        );
+        let question = format!("SELECT wait_event_type {}", from_backend(conn));
         let rows = self.query(&question).await?;
         let row = rows.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("").to_owned()),
@@ -77,12 +71,7 @@ impl Probe {
             Ok(false) => {}
             Err(_) => return RecycleOutcome::Unverified,
         }
-        let opened = conn.opened_wall.as_secs_f64() + 1.0;
-        let end = format!(
-            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = {} \
-             AND backend_start <= pg_catalog.to_timestamp({opened})",
-            conn.backend_pid
-        );
+        let end = format!("SELECT pg_catalog.pg_terminate_backend(pid) {}", from_backend(conn));
         match self.query(&end).await {
             Ok(_) if matches!(self.gone_within(conn, Self::ENDING).await, Ok(true)) => RecycleOutcome::Closed,
             _ => RecycleOutcome::BackendLingers,
@@ -133,6 +122,17 @@ impl Probe {
             .await
             .unwrap_or_else(|_| Err("no answer in time".to_owned()))
     }
+}
+
+/// The backend of this connection. One that is younger than the connection only has the same number. Both
+/// ages are measured each by its own clock, so it does not matter what time the server thinks it is.
+fn from_backend(conn: &ServerConn) -> String {
+    let age = clock::now().since(conn.opened).as_secs_f64() - 1.0;
+    format!(
+        "FROM pg_catalog.pg_stat_activity WHERE pid = {} AND backend_start <= \
+         pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => {age})",
+        conn.backend_pid
+    )
 }
 
 /// The reserved connection; it ends when it is dropped.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BytesMut};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -46,6 +47,19 @@ impl Io {
             Io::Tls(_) => return false,
         };
         peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Whether the peer has closed its side or is gone, even if it sent bytes before that nobody has
+    /// read. TLS cannot be looked through.
+    pub fn has_hung_up(&self) -> bool {
+        let events = PollFlags::RDHUP;
+        let mut asked = [match self {
+            Io::Tcp(stream) => PollFd::new(stream, events),
+            Io::Unix(stream) => PollFd::new(stream, events),
+            Io::Tls(_) => return false,
+        }];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut asked, Some(&now)).is_ok_and(|changed| changed > 0)
     }
 }
 

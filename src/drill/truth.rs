@@ -238,6 +238,18 @@ pub enum Failing {
         /// How many.
         checkouts: usize,
     },
+    /// Holders came back after their connection was taken.
+    Regretted {
+        /// The run.
+        run: &'static str,
+        /// How many.
+        reclaims: usize,
+    },
+    /// The bug forgot nothing, so nothing was proved.
+    NothingPlanted {
+        /// The run.
+        run: &'static str,
+    },
     /// Money appeared or disappeared.
     BooksDoNotBalance {
         /// The run.
@@ -253,6 +265,12 @@ impl fmt::Display for Failing {
             }
             Self::HealthyKilled { run, checkouts } => {
                 write!(f, "the watchdog killed {} ({run})", counted(*checkouts, "healthy checkout"))
+            }
+            Self::Regretted { run, reclaims } => {
+                write!(f, "{} regretted ({run})", counted(*reclaims, "reclaim"))
+            }
+            Self::NothingPlanted { run } => {
+                write!(f, "no leak was planted ({run}): play it longer, or at a higher rate")
             }
             Self::BooksDoNotBalance { run } => write!(f, "the books do not balance ({run})"),
         }
@@ -283,6 +301,12 @@ impl Verdict {
         }
         if !leaks.healthy_killed.is_empty() {
             self.failings.push(Failing::HealthyKilled { run, checkouts: leaks.healthy_killed.len() });
+        }
+        if leaks.regrets > 0 {
+            self.failings.push(Failing::Regretted { run, reclaims: leaks.regrets });
+        }
+        if leaks.planted == 0 {
+            self.failings.push(Failing::NothingPlanted { run });
         }
         if !audit.balances() {
             self.failings.push(Failing::BooksDoNotBalance { run });

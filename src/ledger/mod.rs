@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::activity::{Activity, Observed};
-use crate::event::{CloseReason, Event, Evidence, Reason, Resolution};
+use crate::event::{CloseReason, Event, Evidence, Reason, Resolution, Suppression};
 use crate::forecast::Forecast;
 use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey};
 use crate::wire::pin::Pin;
@@ -61,7 +61,7 @@ enum Mark {
     /// Nothing is said against it.
     Held,
     /// Its idleness is past the suspect share of the limit.
-    Suspect { of: Suspicion, seen: Observed, told_suppressed: bool },
+    Suspect { of: Suspicion, seen: Observed, left_alone: Option<Suppression> },
     /// The holder has lost it; the connection is on its way home.
     Reclaiming(Suspicion),
 }
@@ -279,12 +279,10 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         }
     }
 
-    /// The suppression of this due reclaim has been told.
-    pub fn suppression_told(&mut self, id: CheckoutId) {
-        if let Some(Checkout { mark: Mark::Suspect { told_suppressed, .. }, .. }) =
-            self.checkouts.get_mut(&id)
-        {
-            *told_suppressed = true;
+    /// The suspect is due, and nothing is done about it for now.
+    pub fn left_alone(&mut self, id: CheckoutId, because: Suppression) {
+        if let Some(Checkout { mark: Mark::Suspect { left_alone, .. }, .. }) = self.checkouts.get_mut(&id) {
+            *left_alone = Some(because);
         }
     }
 

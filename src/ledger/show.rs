@@ -97,7 +97,10 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         let verdict = judge::judge(seen, checkout.pinned, policy, now);
         let (why, next) = match checkout.mark {
             Mark::Reclaiming(of) => (format!("taken back: {}", of.reason), "being recycled".to_owned()),
-            Mark::Held | Mark::Suspect { .. } => judge::explain(seen, verdict, checkout.pinned, policy, now),
+            Mark::Held => judge::explain(seen, verdict, checkout.pinned, policy, None, now),
+            Mark::Suspect { left_alone, .. } => {
+                judge::explain(seen, verdict, checkout.pinned, policy, left_alone, now)
+            }
         };
         CheckoutSnapshot {
             id,

@@ -1,7 +1,7 @@
 //! The look at every checkout: who has become suspect, who has come back, what is due.
 
 use crate::activity::{Activity, Observed};
-use crate::event::{Event, Evidence, Reason, Resolution};
+use crate::event::{Event, Evidence, Reason, Resolution, Suppression};
 use crate::ids::{CheckoutId, Moment};
 use crate::judge::{self, Stage, Verdict};
 use crate::policy::Policy;
@@ -21,8 +21,8 @@ pub struct Due<L> {
     pub reason: Reason,
     /// What is said about it.
     pub evidence: Evidence,
-    /// Whether a suppression of this one was told before.
-    pub told_suppressed: bool,
+    /// Why nothing was done about it when it was due before.
+    pub left_alone: Option<Suppression>,
 }
 
 /// What a look at every checkout found.
@@ -55,10 +55,10 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         let seen = checkout.leash.as_ref().observe();
         let verdict = judge::judge(seen, checkout.pinned, policy, now);
         checkout.mark = self.remark(id, &checkout, verdict, seen, now, &mut sweep.events);
-        if let (Mark::Suspect { of, told_suppressed, .. }, Stage::Due) = (checkout.mark, verdict.stage) {
+        if let (Mark::Suspect { of, left_alone, .. }, Stage::Due) = (checkout.mark, verdict.stage) {
             let evidence = self.evidence(id, &checkout, verdict.limit, now);
             let leash = checkout.leash.clone();
-            sweep.due.push(Due { checkout: id, leash, seen, reason: of.reason, evidence, told_suppressed });
+            sweep.due.push(Due { checkout: id, leash, seen, reason: of.reason, evidence, left_alone });
         }
         if checkout.overdue.is_none() && self.is_overdue(&checkout, policy, now) {
             checkout.overdue = Some(Suspicion { reason: Reason::Overdue, limit: policy.max_lifetime });
@@ -97,7 +97,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             let evidence = self.evidence(id, checkout, verdict.limit, now);
             events.push(Event::LeakDetected { pool: pool(), reason: verdict.reason, evidence });
             let of = Suspicion { reason: verdict.reason, limit: verdict.limit };
-            mark = Mark::Suspect { of, seen, told_suppressed: false };
+            mark = Mark::Suspect { of, seen, left_alone: None };
         }
         mark
     }

@@ -89,6 +89,11 @@ impl Pipe {
         !matches!(self.cutter.clone().next(self.unseen(), full, want), Ok(Cut::More))
     }
 
+    /// Drops what has not been looked at.
+    pub fn forget_unseen(&mut self) {
+        self.buf.truncate(self.cleared);
+    }
+
     /// Lets go of the memory while nothing waits.
     pub fn shrink(&mut self) {
         if self.buf.is_empty() {

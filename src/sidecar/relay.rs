@@ -5,10 +5,13 @@
 //! the statements' words that leave session state behind. A byte is forwarded only after the holder's
 //! activity has been published: a holder that has lost its connection forwards nothing.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Sleep;
 
 use crate::activity::Phase;
 use crate::clock;
@@ -76,6 +79,18 @@ pub enum End {
     NoSuchStatement,
 }
 
+/// Whether anybody is there to hear the answers.
+enum Presence {
+    /// Goes to `Leaving` or to `HungUp`.
+    Here,
+    /// It said Terminate; with a grace that runs once it has closed its socket as well.
+    Leaving(Option<Timer>),
+    /// It closed its side of the socket without a word.
+    HungUp(Timer),
+}
+
+type Timer = std::pin::Pin<Box<Sleep>>;
+
 /// A relay between one client and one lent wire.
 pub struct Relay<'a> {
     /// The client.
@@ -92,7 +107,11 @@ pub struct Relay<'a> {
     pub vars: &'a mut Arc<Vars>,
     down: Pipe,
     words: Words,
-    leaving: bool,
+    presence: Presence,
+    /// While the client is not read from: when to look whether it is still there.
+    look: Option<Timer>,
+    /// Tag of the client's frame that is on its way to the server.
+    sending: u8,
     last_was_error: bool,
     now: Option<Moment>,
     published: Phase,
@@ -102,6 +121,12 @@ pub struct Relay<'a> {
 }
 
 impl<'a> Relay<'a> {
+    /// What is in flight when the client hangs up may end within this, as it would with a server of its
+    /// own; then it is cancelled.
+    const GRACE: Duration = Duration::from_secs(1);
+    /// How often it is looked whether a client is there that sends faster than its server reads.
+    const LOOK: Duration = Duration::from_secs(1);
+
     /// Begins with what the client has sent so far in `up`.
     pub fn new(
         client: &'a mut Io,
@@ -122,7 +147,9 @@ impl<'a> Relay<'a> {
             vars,
             down,
             words,
-            leaving: false,
+            presence: Presence::Here,
+            look: None,
+            sending: 0,
             last_was_error: false,
             now: None,
             published: Phase::InFlight,
@@ -172,6 +199,9 @@ impl<'a> Relay<'a> {
         if let Some(end) = self.rest() {
             return Poll::Ready(end);
         }
+        if self.patience_ends(cx) {
+            return Poll::Ready(self.parted());
+        }
         if self.tether.activity.is_asked() && self.client.is_silent() {
             self.tether.answer();
         }
@@ -187,15 +217,20 @@ impl<'a> Relay<'a> {
 
     fn step_up(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
-        if !self.leaving && !self.client_silent && self.up.has_room() && !self.wire.pulse.is_full() {
+        if self.reads_client() && !self.client_silent {
             match self.up.poll_fill(cx, self.client) {
-                Poll::Ready(Ok(0) | Err(_)) => return Err(End::ClientGone),
-                Poll::Ready(Ok(_)) => moved = true,
+                Poll::Ready(Err(_)) => return Err(End::ClientGone),
+                Poll::Ready(Ok(0)) => self.hang_up(),
+                Poll::Ready(Ok(_)) => {}
                 Poll::Pending => self.client_silent = true,
             }
+            moved = !self.client_silent;
         }
-        if !self.up.unseen().is_empty() {
-            self.walk_up()?;
+        match self.presence {
+            // Nothing counts that comes after Terminate.
+            Presence::Leaving(_) => self.up.forget_unseen(),
+            _ if !self.up.unseen().is_empty() => self.walk_up()?,
+            _ => {}
         }
         if self.up.is_draining() {
             self.publish(Phase::InFlight)?;
@@ -242,16 +277,16 @@ impl<'a> Relay<'a> {
 
     /// Looks at what the client sent, up to what may go on.
     fn walk_up(&mut self) -> Result<(), End> {
-        let Self { up, wire, words, .. } = self;
+        let Self { up, wire, words, sending, .. } = self;
         while !wire.pulse.is_full() {
             let taken = match up.next(|tag| words.wanted(tag)).map_err(End::Violation)? {
                 Cut::More => break,
                 Cut::Frame(frame, _) if frame.tag == b'X' => {
-                    self.leaving = true;
+                    self.presence = Presence::Leaving(None);
                     break;
                 }
                 Cut::Frame(frame, taken) => {
-                    wire.pulse.sent(frame.tag);
+                    *sending = frame.tag;
                     words.frame(frame).map_err(|_| End::NoSuchStatement)?;
                     taken
                 }
@@ -261,7 +296,9 @@ impl<'a> Relay<'a> {
                 }
             };
             up.clear(taken);
+            // Until its last byte the server has nothing to do: it waits for the client.
             if up.ends_frame() {
+                wire.pulse.sent(*sending);
                 words.frame_ends();
             }
         }
@@ -292,28 +329,77 @@ impl<'a> Relay<'a> {
     fn rest(&mut self) -> Option<End> {
         let beat = self.wire.pulse.beat();
         let delivered = self.down.is_empty() && self.down.at_boundary() && !self.up.is_draining();
-        if delivered && self.up.ends_frame() {
+        let whole = self.up.ends_frame();
+        if !matches!(self.presence, Presence::Here) {
+            if beat != Beat::InFlight && delivered {
+                return Some(self.parted());
+            }
+        } else if delivered && whole && beat == Beat::Quiet {
             // With half a header at hand the client is about to speak: it would be lent the next one.
-            let silent = self.up.unseen().is_empty();
-            if beat == Beat::Quiet && self.words.pinned().is_none() && silent && !self.leaving {
+            if self.words.pinned().is_none() && self.up.unseen().is_empty() {
                 return Some(End::Quiet);
             }
-            if beat == Beat::Quiet && self.words.reset() && !self.leaving {
+            if self.words.reset() {
                 return Some(End::Reset);
             }
-            if beat == Beat::Quiet && self.orders.is_draining() {
+            if self.orders.is_draining() {
                 return Some(End::Drained);
             }
         }
-        if self.leaving && beat != Beat::InFlight && delivered {
-            return Some(End::Goodbye);
-        }
-        let phase = if delivered { phase_of(beat) } else { Phase::InFlight };
+        let phase = match phase_of(beat) {
+            _ if !delivered => Phase::InFlight,
+            // The server has half a message, and nothing else to do than to wait for the rest.
+            Phase::Held | Phase::InTransaction if !whole => Phase::AwaitsClient,
+            phase => phase,
+        };
         if phase != self.published {
             self.now.take();
             return self.publish(phase).err();
         }
         None
+    }
+
+    /// Whether there is room for what the client sends, and anybody who may send it.
+    fn reads_client(&self) -> bool {
+        self.up.has_room()
+            && !self.wire.pulse.is_full()
+            && matches!(self.presence, Presence::Here | Presence::Leaving(None))
+    }
+
+    /// The client's socket has come to its end.
+    fn hang_up(&mut self) {
+        let grace = Box::pin(tokio::time::sleep(Self::GRACE));
+        self.presence = match self.presence {
+            Presence::Leaving(_) => Presence::Leaving(Some(grace)),
+            Presence::Here | Presence::HungUp(_) => Presence::HungUp(grace),
+        };
+    }
+
+    /// How a client left that is not there any more.
+    fn parted(&self) -> End {
+        if matches!(self.presence, Presence::Leaving(_)) { End::Goodbye } else { End::ClientGone }
+    }
+
+    /// Whether a client that hung up has had its grace. Looks after a client that is not read from.
+    fn patience_ends(&mut self, cx: &mut Context<'_>) -> bool {
+        while !self.reads_client() {
+            let grace = match &mut self.presence {
+                Presence::Leaving(Some(grace)) | Presence::HungUp(grace) => grace,
+                Presence::Here | Presence::Leaving(None) => {
+                    let look = self.look.get_or_insert_with(|| Box::pin(tokio::time::sleep(Self::LOOK)));
+                    if look.as_mut().poll(cx).is_pending() {
+                        return false;
+                    }
+                    self.look = None;
+                    if self.client.has_hung_up() {
+                        self.hang_up();
+                    }
+                    continue;
+                }
+            };
+            return grace.as_mut().poll(cx).is_ready();
+        }
+        false
     }
 
     /// Once in a poll, and whenever the phase changes.

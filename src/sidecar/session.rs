@@ -17,6 +17,7 @@ use crate::janitor::Plan;
 use crate::policy::Policy;
 use crate::pool::{CheckoutError, WatchedPool, describe};
 use crate::switch::{Io, Wire};
+use crate::wire::frame::Direction;
 use crate::wire::pulse::Beat;
 use crate::wire::reply::{self, SqlState};
 use crate::wire::vars::{self, Vars};
@@ -142,7 +143,11 @@ impl Session {
             () = gone(&mut self.client, &mut self.up, &self.shared) => return Ok(None),
         };
         if let Err(error) = set_parameters(&checkout, &self.vars).await {
-            checkout.recycle(None, Plan::Close, Resolution::Returned, None);
+            // A value that the server refused is the client's fault, not the connection's.
+            let refused = matches!(&error, CheckoutError::Upstream(error) if error.as_db_error().is_some());
+            let wire = if refused { checkout.lend().ok() } else { None };
+            let plan = if wire.is_some() { Plan::Reset } else { Plan::Close };
+            checkout.recycle(wire, plan, Resolution::Returned, None);
             return Err(error);
         }
         Ok(Some(checkout))
@@ -153,7 +158,7 @@ impl Session {
         let mut words = Words::new(self.hub.config.policy.mode);
         loop {
             let Ok(mut wire) = checkout.lend() else {
-                checkout.recycle(None, Plan::Close, Resolution::ServerLost, None);
+                checkout.recycle(None, Plan::Lost, Resolution::ServerLost, None);
                 self.last_word(&lost()).await;
                 return false;
             };
@@ -217,7 +222,7 @@ impl Session {
         let (plan, resolution) = match ended.end {
             End::ServerGone(_) => {
                 checkout.conn().closing(CloseReason::ServerLost);
-                (Plan::Close, Resolution::ServerLost)
+                (Plan::Lost, Resolution::ServerLost)
             }
             _ => (plan_for(wire.pulse.beat(), ended.server_at_boundary), Resolution::Disconnected),
         };
@@ -269,6 +274,8 @@ impl Session {
         let hub = Arc::clone(&self.hub);
         self.place = None;
         let Ok(_place) = hub.lingering.try_acquire() else { return };
+        // What had come before the taking, such as half a statement, says nothing.
+        self.up = Pipe::new(Direction::Frontend);
         let speaking = poll_fn(|cx| poll_word(&mut self.up, &mut self.client, |_| true, cx));
         if let Ok(Word::Statement) = tokio::time::timeout(Hub::LINGER, speaking).await {
             let after_seconds = clock::now().since(taken).as_secs_f64();

@@ -14,6 +14,9 @@ in_both_modes! {
     a_client_dies_in_a_transaction,
     a_client_dies_in_mid_statement_and_the_statement_is_cancelled,
     a_client_dies_while_its_statement_waits_for_a_lock,
+    a_client_says_goodbye_in_mid_statement_and_the_statement_is_cancelled,
+    a_client_dies_behind_a_full_pipeline_and_the_statement_is_cancelled,
+    what_a_client_sent_before_it_hung_up_is_done_and_answered,
     a_client_dies_in_mid_copy_in,
     a_client_dies_in_mid_copy_out,
     a_client_dies_in_mid_frame,
@@ -146,6 +149,46 @@ async fn a_client_dies_while_its_statement_waits_for_a_lock(mode: Mode) {
     watcher.close().await;
     admin.batch_execute("ROLLBACK").await.unwrap();
     admin.close().await;
+    scene.heals().await;
+}
+
+/// As every client of libpq does whose application closes its connection on a timeout of its own.
+async fn a_client_says_goodbye_in_mid_statement_and_the_statement_is_cancelled(mode: Mode) {
+    let mut scene = Scene::new(mode).await;
+    let mut victim = scene.victim().await;
+    victim.send(&raw::query("INSERT INTO t SELECT 1 FROM pg_sleep(300)")).await;
+    scene.wait_until_running("INSERT INTO t").await;
+    victim.send(&raw::terminate()).await;
+    let session = victim.pid;
+    victim.kill();
+    let detected = scene.leash.event("leak_detected", |event| event["session"] == session).await;
+    assert!(["orphaned", "dirty_return"].contains(&detected["reason"].as_str().unwrap()), "{detected}");
+    scene.leash.event("recycled", |event| event["action"] == "cancel").await;
+    scene.heals().await;
+}
+
+/// So much is sent behind the statement that pgleash reads no more from the client.
+async fn a_client_dies_behind_a_full_pipeline_and_the_statement_is_cancelled(mode: Mode) {
+    let scene = Scene::new(mode).await;
+    let mut victim = scene.victim().await;
+    victim.send(&raw::query("INSERT INTO t SELECT 1 FROM pg_sleep(300)")).await;
+    scene.wait_until_running("INSERT INTO t").await;
+    victim.send_until_full(&raw::query(&format!("SELECT '{}'", "x".repeat(100_000)))).await;
+    // A plain close would come behind all that, when the server reads again.
+    victim.reset();
+    scene.heals().await;
+}
+
+async fn what_a_client_sent_before_it_hung_up_is_done_and_answered(mode: Mode) {
+    let scene = Scene::new(mode).await;
+    let mut client = scene.victim().await;
+    // One that hangs up while it waits in the queue is served no more.
+    client.query("SELECT 'the queue is empty'").await;
+    client.send(&raw::query("INSERT INTO t VALUES (1); DELETE FROM t RETURNING n")).await;
+    client.shut_write().await;
+    let answer = client.until_closed().await;
+    assert_eq!(raw::tags(&answer), "CTDCZ");
+    assert_eq!(raw::rows(&answer), [[Some("1".to_owned())]]);
     scene.heals().await;
 }
 

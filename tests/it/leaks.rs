@@ -15,6 +15,9 @@ in_both_modes! {
     a_missing_sync_is_a_wedge,
     a_missing_sync_after_a_flush_is_a_wedge,
     an_abandoned_copy_is_a_wedge,
+    half_a_message_is_a_wedge,
+    half_a_message_in_a_transaction_is_a_wedge,
+    half_a_message_before_the_reclaim_is_no_regret,
     rows_that_nobody_reads_are_reported_and_not_taken,
     a_failed_transaction_left_open_is_taken_back,
     the_budget_holds,
@@ -219,6 +222,38 @@ async fn a_missing_sync_is_a_wedge(mode: Mode) {
     client.send(&insert.concat()).await;
     assert_wedged(&mut leash, client).await;
     serves(&leash).await;
+    finish(leash, &database).await;
+}
+
+/// Its length is lawful, and the rest never comes.
+async fn half_a_message_is_a_wedge(mode: Mode) {
+    let (database, mut leash) = leaky(mode, "1s", 1, |setup| setup).await;
+    let mut client = leash.endpoint().raw("half").await;
+    client.send(&raw::query(&"x".repeat(100_000))[..20]).await;
+    assert_wedged(&mut leash, client).await;
+    serves(&leash).await;
+    finish(leash, &database).await;
+}
+
+async fn half_a_message_in_a_transaction_is_a_wedge(mode: Mode) {
+    let (database, mut leash) = leaky(mode, "1s", 1, |setup| setup).await;
+    let mut client = leak(&leash, "half").await;
+    client.send(&raw::query(&"x".repeat(100_000))[..50_000]).await;
+    assert_wedged(&mut leash, client).await;
+    serves(&leash).await;
+    finish(leash, &database).await;
+}
+
+/// A holder is regretted for what it says after the taking, and not for what it had begun to say before.
+async fn half_a_message_before_the_reclaim_is_no_regret(mode: Mode) {
+    let (database, mut leash) = leaky(mode, "1s", 1, |setup| setup).await;
+    let mut client = leak(&leash, "half").await;
+    client.send(&raw::parse("", "SELECT 1")[..4]).await;
+    assert_eq!(client.fatal().await.field('C'), "25P03");
+    assert_reclaimed(&mut leash, client.pid, "idle_in_transaction").await;
+    client.kill();
+    serves(&leash).await;
+    assert_eq!(leash.events_named("reclaim_regretted"), Vec::<Value>::new());
     finish(leash, &database).await;
 }
 

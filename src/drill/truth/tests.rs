@@ -84,7 +84,9 @@ fn a_leak_that_nobody_named_is_missed_in_either_run() {
 
 #[test]
 fn a_healthy_checkout_that_was_taken_fails_the_drill_with_its_evidence() {
-    let judged = judge(Action::Reclaim, &LIMITS, &[], &[], &[resolved(5, 9, "reclaimed")]);
+    let leaks = [planted(1, Leak::AfterCommit, 1)];
+    let events = [detected(2, 1, "idle_session"), resolved(3, 1, "reclaimed"), resolved(5, 9, "reclaimed")];
+    let judged = judge(Action::Reclaim, &LIMITS, &leaks, &[], &events);
     assert_eq!(judged.healthy_killed[0].idle_and_limit_seconds, Some((4.1, 4.0)));
     let verdict = verdict(&judged, &sound_books());
     assert_eq!(verdict.failings, [Failing::HealthyKilled { run: "with", checkouts: 1 }]);
@@ -110,6 +112,15 @@ fn a_wrong_reason_and_a_regret_and_a_suppression_are_counted() {
     ];
     let judged = judge(Action::Reclaim, &LIMITS, &leaks, &[], &events);
     assert_eq!((judged.wrong_reason, judged.regrets, judged.suppressed["budget"]), (1, 1, 1));
+    assert!(
+        verdict(&judged, &sound_books()).failings.contains(&Failing::Regretted { run: "with", reclaims: 1 })
+    );
+}
+
+#[test]
+fn a_run_in_which_nothing_was_planted_proves_nothing() {
+    let judged = judge(Action::Reclaim, &LIMITS, &[], &[], &[]);
+    assert_eq!(verdict(&judged, &sound_books()).failings, [Failing::NothingPlanted { run: "with" }]);
 }
 
 #[test]
@@ -120,7 +131,8 @@ fn the_books_balance_only_if_every_acknowledged_payment_is_there_and_no_other() 
     assert!(!audit(9, true).balances(), "an acknowledged payment is gone");
     assert!(!audit(13, true).balances(), "a rolled back payment is booked");
     assert!(!audit(10, false).balances());
-    let nothing = judge(Action::Reclaim, &LIMITS, &[], &[], &[]);
-    let verdict = verdict(&nothing, &audit(9, true));
+    let leaks = [planted(1, Leak::AfterCommit, 1)];
+    let found = judge(Action::Observe, &LIMITS, &leaks, &[], &[detected(2, 1, "idle_session")]);
+    let verdict = verdict(&found, &audit(9, true));
     assert_eq!(verdict.failings, [Failing::BooksDoNotBalance { run: "with" }]);
 }

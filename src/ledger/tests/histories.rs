@@ -7,7 +7,7 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::activity::Taken;
-use crate::event::Reason;
+use crate::event::{Reason, Suppression};
 use crate::policy::Budget;
 use crate::snapshot::ConnState;
 
@@ -178,7 +178,7 @@ impl World {
             Step::Act(which) => self.act(which),
             Step::Suppress(which) => {
                 if let Some(at) = pick(&self.due, which) {
-                    self.ledger.suppression_told(self.due[at].0.checkout);
+                    self.ledger.left_alone(self.due[at].0.checkout, Suppression::Budget);
                 }
             }
             Step::CheckIn(which, end) => {

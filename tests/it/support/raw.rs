@@ -134,6 +134,19 @@ impl Raw {
         let _ = within(PATIENCE, "room to send", self.stream.write_all(bytes)).await;
     }
 
+    /// Sends this again and again until nothing more is taken, for want of somebody who reads.
+    pub async fn send_until_full(&mut self, bytes: &[u8]) {
+        let blocked = std::time::Duration::from_millis(500);
+        while tokio::time::timeout(blocked, self.stream.write_all(bytes)).await.is_ok_and(|sent| sent.is_ok())
+        {
+        }
+    }
+
+    /// Closes this side of the socket; the other may still send.
+    pub async fn shut_write(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
     /// Sends a simple query and reads up to ReadyForQuery.
     pub async fn query(&mut self, sql: &str) -> Vec<Frame> {
         self.send(&query(sql)).await;
@@ -226,9 +239,14 @@ impl Raw {
         drop(self.stream);
     }
 
+    /// Drops the socket in a way that the other side learns at once, whatever was sent before.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    }
+
     /// Sends Terminate and waits for the end.
     pub async fn close(mut self) {
-        self.try_send(&message(b'X', &[])).await;
+        self.try_send(&terminate()).await;
         self.until_closed().await;
     }
 }
@@ -276,6 +294,11 @@ pub fn sync() -> Vec<u8> {
 /// Flush.
 pub fn flush() -> Vec<u8> {
     message(b'H', &[])
+}
+
+/// Terminate.
+pub fn terminate() -> Vec<u8> {
+    message(b'X', &[])
 }
 
 /// CopyData.
