@@ -22,7 +22,7 @@ lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
     shellcheck demo test .ci/run deploy/app deploy/check
-    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/relay bench/scratch.py dashboards/check.py dashboards/smoke deploy/compose.py
+    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/check.py dashboards/smoke deploy/compose.py
 
 # format the sources
 fmt:
@@ -36,6 +36,11 @@ demo *args:
 bench-relay *args:
     cargo build --locked --release --quiet
     bench/relay {{ args }}
+
+# memory of an idle client, through PgBouncer and through pgleash
+bench-idle *args:
+    cargo build --locked --release --quiet
+    bench/idle {{ args }}
 
 # licences, duplicate crates and sources of the dependencies
 deny:
