@@ -38,8 +38,9 @@ tokio::task_local! {
 }
 
 /// Runs a task that checks connections out; once around its whole life, as it costs a little.
-pub async fn borrower<T>(task: impl Future<Output = T>) -> T {
-    DELIVERED.scope(RefCell::new(None), task).await
+pub fn borrower<T>(task: impl Future<Output = T>) -> impl Future<Output = T> {
+    // Not an `async fn`, which would have room for the task twice.
+    DELIVERED.scope(RefCell::new(None), task)
 }
 
 /// A pool of server connections for one (database, user). Clones are the same pool.
