@@ -36,8 +36,9 @@ pub enum Beat {
 /// A ReadyForQuery that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owed {
-    /// For a Query or a FunctionCall.
-    Query,
+    /// For a Query or a FunctionCall, once these many extended-protocol messages before it have been
+    /// answered that no Sync ends. If one of them fails, the server skips the query as well.
+    Query(u32),
     /// For a Sync.
     Sync,
 }
@@ -74,7 +75,7 @@ impl Pulse {
             // The server skips these as well.
             b'Q' | b'F' if self.skipping => {}
             b'Q' | b'F' => {
-                self.owed.push_back(Owed::Query);
+                self.owed.push_back(Owed::Query(self.replies_due));
                 // Its ReadyForQuery ends the batch before it as a Sync would.
                 self.unsynced = false;
                 self.replies_due = 0;
@@ -107,16 +108,29 @@ impl Pulse {
             b'G' => self.copy_in_begins(),
             b'E' => {
                 self.copy_in = false;
+                self.skip_queries();
                 if self.owed.is_empty() && self.unsynced {
                     self.skipping = true;
                     self.replies_due = 0;
                 }
             }
             // Replies that end one extended-protocol message, if no earlier Sync or Query is due.
-            b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' if self.owed.is_empty() => {
-                self.replies_due = self.replies_due.saturating_sub(1);
-            }
+            b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' => match self.owed.front_mut() {
+                None => self.replies_due = self.replies_due.saturating_sub(1),
+                Some(Owed::Query(before)) => *before = before.saturating_sub(1),
+                Some(Owed::Sync) => {}
+            },
             _ => {}
+        }
+    }
+
+    /// An error came. If it is that of an extended-protocol message with queries sent behind it, the
+    /// server skips them, up to the next Sync.
+    fn skip_queries(&mut self) {
+        if matches!(self.owed.front(), Some(Owed::Query(1..))) {
+            let sync = self.owed.iter().position(|owed| *owed == Owed::Sync);
+            self.owed.drain(..sync.unwrap_or(self.owed.len()));
+            self.unsynced |= sync.is_none();
         }
     }
 
@@ -139,9 +153,9 @@ impl Pulse {
     /// Syncs that were sent behind the command that began the COPY are ignored by the server.
     fn copy_in_begins(&mut self) {
         self.copy_in = true;
-        let began_by_query = self.owed.front() == Some(&Owed::Query);
+        let began_by_query = self.owed.front() == Some(&Owed::Query(0));
         let before = self.owed.len();
-        self.owed.retain(|owed| *owed == Owed::Query);
+        self.owed.retain(|owed| *owed != Owed::Sync);
         if !began_by_query && self.owed.len() < before {
             self.unsynced = true;
             self.replies_due = self.replies_due.max(1);
@@ -248,6 +262,20 @@ mod tests {
         assert_eq!(beat(">P >B >E >Q <1 <2 <C <T <C <ZI"), Beat::Quiet);
         assert_eq!(beat(">P >B >E >H <E >Q"), Beat::AwaitsClient);
         assert_eq!(beat(">P >B >E >H <E >Q >S <ZI"), Beat::Quiet);
+    }
+
+    #[test]
+    fn queries_behind_a_failed_batch_are_skipped_to_the_sync() {
+        assert_eq!(beat(">P >Q >Q >S <E"), Beat::InFlight);
+        assert_eq!(beat(">P >Q >Q >S <E <ZI"), Beat::Quiet);
+        assert_eq!(beat(">P >F >S >Q <E <ZI <C"), Beat::InFlight);
+        assert_eq!(beat(">P >F >S >Q <E <ZI <C <ZI"), Beat::Quiet);
+        // Without a Sync nothing more is said.
+        assert_eq!(beat(">P >B >Q <1 <E"), Beat::AwaitsClient);
+        assert_eq!(beat(">P >B >Q <1 <E >Q >S <ZI"), Beat::Quiet);
+        // The query's own error is not that of the batch before it.
+        assert_eq!(beat(">P >B >Q >Q <1 <2 <E <ZI"), Beat::InFlight);
+        assert_eq!(beat(">P >B >Q >Q <1 <2 <E <ZI <C <ZI"), Beat::Quiet);
     }
 
     #[test]
