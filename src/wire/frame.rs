@@ -8,10 +8,11 @@ use std::fmt;
 /// Tag and length field.
 pub const HEADER: usize = 5;
 
-/// Longest body of a frame that carries data (`PQ_LARGE_MESSAGE_LIMIT`, 1 GB less one byte).
-const LARGE: usize = 0x3fff_ffff;
-/// Longest body of the other frames a client may send (`PQ_SMALL_MESSAGE_LIMIT`).
-const SMALL: usize = 10_000;
+/// Longest body of a frame that carries data. The server's `PQ_LARGE_MESSAGE_LIMIT`, 1 GB less two
+/// bytes, is for the length field, which counts itself.
+const LARGE: usize = 0x3fff_fffe - 4;
+/// Longest body of the other frames a client may send (`PQ_SMALL_MESSAGE_LIMIT`, counted likewise).
+const SMALL: usize = 10_000 - 4;
 
 /// Which way a stream flows; it decides which frames are lawful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +164,9 @@ fn body_length(direction: Direction, tag: u8, length: u32) -> Result<usize, Fram
 const fn frontend_limit(tag: u8) -> Option<usize> {
     match tag {
         b'Q' | b'F' | b'B' | b'P' | b'd' => Some(LARGE),
-        b'X' | b'C' | b'D' | b'E' | b'H' | b'S' | b'c' | b'f' => Some(SMALL),
+        // The server answers a Flush only if there is something in it; nobody would wait for that answer.
+        b'H' => Some(0),
+        b'X' | b'C' | b'D' | b'E' | b'S' | b'c' | b'f' => Some(SMALL),
         _ => None,
     }
 }
@@ -232,6 +235,14 @@ mod tests {
             refuse(b"S\0\0\xff\xff"),
             FrameError::BadLength { tag: b'S', length: 65_535, limit: SMALL }
         );
+        assert_eq!(
+            refuse(b"S\0\0\x27\x11"),
+            FrameError::BadLength { tag: b'S', length: 10_001, limit: SMALL }
+        );
+        assert!(Cutter::new(Direction::Frontend).next(b"S\0\0\x27\x10", false, |_| 0).is_ok());
+        assert!(Cutter::new(Direction::Frontend).next(b"d\x3f\xff\xff\xfe", false, |_| 0).is_ok());
+        refuse(b"d\x3f\xff\xff\xff");
+        refuse(b"H\0\0\0\x05");
         assert_eq!(refuse(b"G"), FrameError::UnknownTag(b'G'));
     }
 }

@@ -26,7 +26,9 @@ fn message() -> impl Strategy<Value = Message> {
     let backend = prop::sample::select(b"RSKZTDCE1234sIGHWdcNAnvtV".to_vec());
     let body = || prop_oneof![4 => vec(any::<u8>(), 0..12), 1 => vec(any::<u8>(), 50..300)];
     prop_oneof![
-        (frontend, body()).prop_map(|(tag, body)| (Direction::Frontend, tag, body)),
+        (frontend, body()).prop_map(|(tag, body)| {
+            (Direction::Frontend, tag, if tag == b'H' { Vec::new() } else { body })
+        }),
         (backend, body()).prop_map(|(tag, body)| (Direction::Backend, tag, body)),
         vec(prop::sample::select(b"ITE".to_vec()), 1).prop_map(|status| (Direction::Backend, b'Z', status)),
         ("[a-z]{1,8}", "[a-z]{0,8}").prop_map(|(name, value)| {
