@@ -40,13 +40,21 @@ impl Io {
     /// Whether the system holds nothing to read, the end included. Asks the system, not the runtime,
     /// whose knowledge is as old as its last turn. TLS cannot be looked through: it is never silent.
     pub fn is_silent(&self) -> bool {
+        self.peek().is_some_and(|peeked| peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock))
+    }
+
+    /// Whether the system holds bytes that nobody has read. False for TLS, which cannot be looked through.
+    pub fn has_unread(&self) -> bool {
+        self.peek().is_some_and(|peeked| peeked.is_ok_and(|bytes| bytes > 0))
+    }
+
+    fn peek(&self) -> Option<io::Result<usize>> {
         let mut byte = [std::mem::MaybeUninit::uninit()];
-        let peeked = match self {
-            Io::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
-            Io::Unix(stream) => SockRef::from(stream).peek(&mut byte),
-            Io::Tls(_) => return false,
-        };
-        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        match self {
+            Io::Tcp(stream) => Some(SockRef::from(stream).peek(&mut byte)),
+            Io::Unix(stream) => Some(SockRef::from(stream).peek(&mut byte)),
+            Io::Tls(_) => None,
+        }
     }
 
     /// Whether the peer has closed its side or is gone, even if it sent bytes before that nobody has

@@ -32,8 +32,6 @@ use super::session::{Place, Session, Shared, draining, upstream_word};
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client that is turned away may take to hear it.
 const LAST_WORD: Duration = Duration::from_secs(1);
-/// SSLRequest and GSSENCRequest are each answered once; more is a loop.
-const MAX_NEGOTIATIONS: usize = 2;
 
 /// Somebody at the door.
 pub struct Caller {
@@ -118,17 +116,35 @@ pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
 
 /// Reads first packets until one is not about encryption, which is declined.
 async fn first_packet(io: &mut Io) -> Result<FirstPacket, Turned> {
-    for _ in 0..=MAX_NEGOTIATIONS {
+    // SSLRequest and GSSENCRequest are each answered once, as Postgres does; more is a loop.
+    let mut declined = Vec::new();
+    loop {
         let mut length = [0; 4];
         io.read_exact(&mut length).await?;
         let mut body = vec![0; startup::body_length(length)?];
         io.read_exact(&mut body).await?;
         match startup::parse(&body)? {
-            FirstPacket::Ssl | FirstPacket::Gss => io.write_all(b"N").await?,
+            again @ (FirstPacket::Ssl | FirstPacket::Gss) if declined.contains(&again) => {
+                return Err(StartupError::Unsupported("encryption was asked for again").into());
+            }
+            asked @ (FirstPacket::Ssl | FirstPacket::Gss) => {
+                decline(io).await?;
+                declined.push(asked);
+            }
             other => return Ok(other),
         }
     }
-    Err(StartupError::Malformed("encryption was asked for again and again").into())
+}
+
+/// Says no to encryption. What was sent before the answer may be anybody's, and is refused.
+async fn decline(io: &mut Io) -> Result<(), Turned> {
+    let hurried = io.has_unread();
+    io.write_all(b"N").await?;
+    if hurried {
+        let why = "bytes were sent before the request for encryption was answered";
+        return Err(StartupError::Malformed(why).into());
+    }
+    Ok(())
 }
 
 /// Finds or opens the pool, and greets the client with what its server said.
@@ -161,8 +177,10 @@ async fn log_in(
     reply::authentication_ok(&mut greeting);
     for (name, reported) in pool.welcome().into_iter().flatten() {
         let value = match startup.settings.get(&name.to_ascii_lowercase()) {
+            // The server's report is about pgleash.
+            None if name == APPLICATION_NAME => String::new(),
             None => reported.clone(),
-            Some(asked) if !SPELLED.contains(&name.as_str()) => asked.clone(),
+            Some(asked) if !is_respelled(name, asked) => asked.clone(),
             Some(asked) => spell(hub, &pool, (name, asked, reported), &holder, shared).await?,
         };
         reply::parameter_status(&mut greeting, name, &value);
@@ -173,8 +191,16 @@ async fn log_in(
     Ok((pool, holder))
 }
 
+const APPLICATION_NAME: &str = "application_name";
 /// Parameters whose values the server spells in its own way, and that drivers decode by.
 const SPELLED: [&str; 3] = ["DateStyle", "client_encoding", "IntervalStyle"];
+
+/// Whether the server may report another value than it was asked for. A name is cut at 63 bytes, and
+/// what is not printable ASCII in it is replaced, in one way or another by the server's version.
+fn is_respelled(name: &str, asked: &str) -> bool {
+    let is_plain = || asked.len() < 64 && asked.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    SPELLED.contains(&name) || (name == APPLICATION_NAME && !is_plain())
+}
 
 /// How the server spells the value that a client asked for: it is asked once for each value.
 async fn spell(
@@ -239,7 +265,7 @@ async fn open_pool(
 /// have with the server, and not ours.
 fn settings_of(startup: &Startup) -> crate::wire::vars::Vars {
     let mut settings = startup.settings.clone();
-    settings.entry("application_name".to_owned()).or_default();
+    settings.entry(APPLICATION_NAME.to_owned()).or_default();
     settings
 }
 
@@ -266,6 +292,9 @@ async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
             Refusal::Unsupported,
             Some(reply::fatal(SqlState::FeatureNotSupported, &error.to_string(), None)),
         ),
+        Turned::Packet(error @ StartupError::NoUser) => {
+            (Refusal::Protocol, Some(reply::fatal(SqlState::InvalidAuthorization, &error.to_string(), None)))
+        }
         Turned::Packet(error) => {
             (Refusal::Protocol, Some(reply::fatal(SqlState::ProtocolViolation, &error.to_string(), None)))
         }

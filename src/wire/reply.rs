@@ -17,6 +17,8 @@ closed_set! {
         ConnectionFailure => "08006",
         /// A malformed packet or frame.
         ProtocolViolation => "08P01",
+        /// A login without a user.
+        InvalidAuthorization => "28000",
         /// The server wants a password that pgleash does not have.
         InvalidPassword => "28P01",
         /// Something that is not carried.

@@ -55,6 +55,8 @@ pub enum StartupError {
     Version(u16, u16),
     /// The packet does not hold what its kind must.
     Malformed(&'static str),
+    /// Nobody wants to be let in.
+    NoUser,
     /// Something that pgleash does not carry.
     Unsupported(&'static str),
 }
@@ -69,6 +71,7 @@ impl fmt::Display for StartupError {
                 write!(f, "unsupported frontend protocol {major}.{minor}: server supports 3.0")
             }
             StartupError::Malformed(what) => write!(f, "invalid startup packet: {what}"),
+            StartupError::NoUser => f.write_str("no user name specified in startup packet"),
             StartupError::Unsupported(what) => f.write_str(what),
         }
     }
@@ -111,11 +114,17 @@ pub fn parse(body: &[u8]) -> Result<FirstPacket, StartupError> {
 fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, StartupError> {
     let mut startup = Startup { minor, ..Startup::default() };
     loop {
-        let name = cstr(&mut rest)?;
+        let name = utf8(cstr(&mut rest)?)?;
         if name.is_empty() {
             break;
         }
         let value = cstr(&mut rest)?;
+        // In whatever encoding the client's name is, the server makes ASCII of it.
+        if name.eq_ignore_ascii_case("application_name") && std::str::from_utf8(value).is_err() {
+            startup.settings.insert("application_name".to_owned(), ascii(value));
+            continue;
+        }
+        let value = utf8(value)?;
         match name.to_ascii_lowercase().as_str() {
             "user" => value.clone_into(&mut startup.user),
             "database" => value.clone_into(&mut startup.database),
@@ -134,7 +143,7 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, StartupError> {
         return Err(StartupError::Malformed("bytes after the terminator"));
     }
     if startup.user.is_empty() {
-        return Err(StartupError::Malformed("no user name specified"));
+        return Err(StartupError::NoUser);
     }
     if startup.database.is_empty() {
         startup.database.clone_from(&startup.user);
@@ -146,15 +155,22 @@ fn is_off(value: &str) -> bool {
     matches!(value.to_ascii_lowercase().as_str(), "" | "0" | "off" | "false" | "no" | "f" | "n")
 }
 
-fn cstr<'a>(rest: &mut &'a [u8]) -> Result<&'a str, StartupError> {
+fn cstr<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], StartupError> {
     let end = rest
         .iter()
         .position(|byte| *byte == 0)
         .ok_or(StartupError::Malformed("a parameter without terminator"))?;
-    let text = std::str::from_utf8(&rest[..end])
-        .map_err(|_| StartupError::Malformed("a parameter that is not UTF-8"))?;
+    let text = &rest[..end];
     *rest = &rest[end + 1..];
     Ok(text)
+}
+
+fn utf8(text: &[u8]) -> Result<&str, StartupError> {
+    std::str::from_utf8(text).map_err(|_| StartupError::Malformed("a parameter that is not UTF-8"))
+}
+
+fn ascii(text: &[u8]) -> String {
+    text.iter().map(|byte| if (b' '..=b'~').contains(byte) { char::from(*byte) } else { '?' }).collect()
 }
 
 /// Reads `-c name=value` and `--name=value`, with backslash escaping white space, as the server
@@ -226,6 +242,15 @@ mod tests {
     }
 
     #[test]
+    fn an_application_may_be_named_in_any_encoding() {
+        let latin = packet(0x0003_0000, b"user\0app\0application_name\0caf\xe9\0\0");
+        let Ok(FirstPacket::Startup(startup)) = parse(&latin) else { panic!() };
+        assert_eq!(startup.settings["application_name"], "caf?");
+        let user = packet(0x0003_0000, b"user\0caf\xe9\0\0");
+        assert_eq!(parse(&user), Err(StartupError::Malformed("a parameter that is not UTF-8")));
+    }
+
+    #[test]
     fn garbage_is_named() {
         assert_eq!(body_length([0, 0, 0, 4]), Err(StartupError::Length(4)));
         assert_eq!(body_length(*b"GET "), Err(StartupError::Length(0x4745_5420)));
@@ -234,10 +259,7 @@ mod tests {
             parse(&packet(0x0003_0000, b"user\0app")),
             Err(StartupError::Malformed("a parameter without terminator"))
         );
-        assert_eq!(
-            parse(&packet(0x0003_0000, b"database\0app\0\0")),
-            Err(StartupError::Malformed("no user name specified"))
-        );
+        assert_eq!(parse(&packet(0x0003_0000, b"database\0app\0\0")), Err(StartupError::NoUser));
         assert_eq!(
             parse(&packet(0x0003_0000, b"user\0app\0\0xx")),
             Err(StartupError::Malformed("bytes after the terminator"))
