@@ -5,6 +5,7 @@
 mod bad_input;
 mod cli;
 mod deaths;
+mod differential;
 mod floors;
 mod leaks;
 mod lifecycle;

@@ -27,8 +27,6 @@ everywhere! {
     a_notice_arrives,
     listen_hears_notify,
     a_function_call_is_answered,
-    a_row_of_64_mb_passes,
-    a_parameter_of_64_mb_passes,
     many_small_rows_pass,
     ssl_and_gss_are_answered_and_the_login_goes_on,
     protocol_3_2_is_negotiated_down,
@@ -307,41 +305,6 @@ async fn a_function_call_is_answered(stage: &Stage) {
     client.send(&raw::function_call(oid, &["40", "two"])).await;
     assert_eq!(tags(&client.until_ready().await), "EZ");
     client.close().await;
-}
-
-const BIG: usize = 64 * 1024 * 1024;
-
-async fn a_row_of_64_mb_passes(stage: &Stage) {
-    let mut client = stage.endpoint().raw("big-row").await;
-    client.one("SELECT 1").await;
-    let before = stage.leash().map(|leash| leash.peak_memory());
-    let frames = client.query(&format!("SELECT repeat('x', {BIG})")).await;
-    assert_eq!(tags(&frames), "TDCZ");
-    assert_eq!(frames[1].body.len(), BIG + 6);
-    assert!(frames[1].body[6..].iter().all(|byte| *byte == b'x'));
-    assert_memory_bounded(stage, before);
-    client.close().await;
-}
-
-async fn a_parameter_of_64_mb_passes(stage: &Stage) {
-    let mut client = stage.endpoint().raw("big-parameter").await;
-    client.one("SELECT 1").await;
-    let before = stage.leash().map(|leash| leash.peak_memory());
-    let big = "y".repeat(BIG);
-    let sql = "SELECT length($1::text), md5($1::text) = md5(repeat('y', 67108864))";
-    client.send(&[raw::parse("", sql), raw::bind("", &[&big]), raw::execute(0), raw::sync()].concat()).await;
-    let frames = client.until_ready().await;
-    assert_eq!(rows(&frames), [[Some(BIG.to_string()), Some("t".to_owned())]]);
-    assert_memory_bounded(stage, before);
-    client.close().await;
-}
-
-/// A frame is streamed, not gathered: memory grows by buffers, not by the frame.
-fn assert_memory_bounded(stage: &Stage, before: Option<u64>) {
-    if let (Some(leash), Some(before)) = (stage.leash(), before) {
-        let grown = leash.peak_memory() - before;
-        assert!(grown < 8 << 20, "memory grew by {} MB for a frame of 64 MB", grown >> 20);
-    }
 }
 
 async fn many_small_rows_pass(stage: &Stage) {

@@ -1,6 +1,7 @@
 //! A client that speaks frames, for what no driver would send.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -208,6 +209,38 @@ impl Raw {
         }
     }
 
+    /// Type, length and hash of each frame up to and with the next ReadyForQuery. No body is kept, however
+    /// long it is.
+    pub async fn digests_until_ready(&mut self) -> Vec<(char, usize, String)> {
+        let mut digests = Vec::new();
+        loop {
+            while self.buffer.len() < 5 {
+                self.read_some().await;
+            }
+            let tag = self.buffer.get_u8() as char;
+            let length = self.buffer.get_u32() as usize - 4;
+            let (mut missing, mut hash) = (length, Sha256::new());
+            while missing > 0 {
+                if self.buffer.is_empty() {
+                    self.read_some().await;
+                }
+                let piece = self.buffer.split_to(missing.min(self.buffer.len()));
+                hash.update(&piece);
+                missing -= piece.len();
+            }
+            digests.push((tag, length, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()));
+            if tag == 'Z' {
+                return digests;
+            }
+        }
+    }
+
+    async fn read_some(&mut self) {
+        self.buffer.reserve(1 << 16);
+        let read = within(PATIENCE, "a frame", self.stream.read_buf(&mut self.buffer)).await;
+        assert!(read.is_ok_and(|read| read > 0), "the connection ended within a reply");
+    }
+
     /// Frames up to the end of the connection.
     pub async fn until_closed(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
@@ -343,7 +376,8 @@ fn text(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 
-fn describe(frame: &Frame) -> String {
+/// One frame, for those who read why a test failed.
+pub fn describe(frame: &Frame) -> String {
     match frame.tag {
         'E' | 'N' => format!("{} {} {}: {}", frame.tag, frame.field('V'), frame.field('C'), frame.field('M')),
         tag => format!("{tag} ({} bytes)", frame.body.len()),
