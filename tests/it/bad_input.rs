@@ -4,16 +4,13 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use crate::support::raw::{self, PROTOCOL_3_0, Raw, SSL_REQUEST};
+use crate::support::raw::Raw;
 use crate::support::server::{LOCKED_PASSWORD, free_port};
 use crate::support::{
     Database, Leash, Mode, Server, Session, eventually_or, finish, in_both_modes, sqlstate, within,
 };
 
 in_both_modes! {
-    malformed_first_packets_are_refused,
-    a_frame_with_a_lying_length_ends_its_session_only,
-    an_unknown_message_type_ends_its_session_only,
     what_the_server_refuses_is_told_in_its_words,
     an_unreachable_server_is_told_and_recovers,
 }
@@ -79,8 +76,8 @@ async fn a_taken_port_is_told() {
     }
 }
 
-/// A pgleash and a client of it that must not be disturbed.
-async fn with_bystander(mode: Mode) -> (Database, Leash, Session) {
+/// A pgleash and a client of it, in a transaction, that must not be disturbed.
+pub async fn with_bystander(mode: Mode) -> (Database, Leash, Session) {
     let database = Server::shared().database().await;
     let told = &["client_refused", "leak_detected", "upstream_failed", "recycled"];
     let leash = Leash::on(&database).mode(mode).expecting(told).start().await;
@@ -90,7 +87,8 @@ async fn with_bystander(mode: Mode) -> (Database, Leash, Session) {
     (database, leash, bystander)
 }
 
-async fn undisturbed(database: Database, leash: Leash, bystander: Session) {
+/// It was not: its transaction commits, and a new client is served.
+pub async fn undisturbed(database: Database, leash: Leash, bystander: Session) {
     bystander.batch_execute("COMMIT").await.unwrap();
     assert_eq!(bystander.one("SELECT count(*) FROM t").await, "1");
     bystander.close().await;
@@ -98,89 +96,6 @@ async fn undisturbed(database: Database, leash: Leash, bystander: Session) {
     assert_eq!(late.one("SELECT 1").await, "1");
     late.close().await;
     finish(leash, &database).await;
-}
-
-async fn malformed_first_packets_are_refused(mode: Mode) {
-    let (database, leash, bystander) = with_bystander(mode).await;
-    let version = PROTOCOL_3_0.to_be_bytes();
-    let packet = |length: u32, body: &[u8]| [&length.to_be_bytes(), body].concat();
-    let whole = |body: &[u8]| packet(u32::try_from(body.len() + 4).unwrap(), body);
-    let malformed: Vec<(&str, Vec<u8>)> = vec![
-        ("HTTP", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
-        ("a TLS hello without a request", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
-        ("zeroes", vec![0; 64]),
-        ("all ones", vec![0xff; 64]),
-        ("a length of 4", packet(4, &[])),
-        ("a length of 2 GB", packet(0x7fff_ffff, &version)),
-        ("a length of 10 MB with 10 MB", packet(10_000_000, &vec![b'x'; 1_000_000])),
-        ("protocol 2.0", whole(&(2u32 << 16).to_be_bytes())),
-        ("protocol 4.0", whole(&(4u32 << 16).to_be_bytes())),
-        ("no user", whole(&[&version[..], b"database\0app\0\0"].concat())),
-        ("an unfinished string", whole(&[&version[..], b"user\0app"].concat())),
-        ("no end", whole(&[&version[..], b"user\0app\0"].concat())),
-        ("a replication connection", whole(&[&version[..], b"user\0app\0replication\0true\0\0"].concat())),
-    ];
-    for (what, bytes) in &malformed {
-        let before = leash.events_named("client_refused").len();
-        let mut client = Raw::connect(leash.port()).await;
-        client.try_send(bytes).await;
-        let frames = within(Duration::from_secs(10), what, client.until_closed()).await;
-        if let Some(frame) = frames.first() {
-            assert_eq!((frame.tag, frame.field('V')), ('E', "FATAL".to_owned()), "{what}");
-            let code = frame.field('C');
-            assert!(["08P01", "0A000", "28000"].contains(&code.as_str()), "{what}: {code}");
-        }
-        eventually_or(&format!("{what} is told"), async || {
-            let now = leash.events_named("client_refused").len();
-            if now == before + 1 { Ok(()) } else { Err(format!("{now} refusals, {before} before")) }
-        })
-        .await;
-    }
-    // Cut off in mid-packet, and after the answer to an SSLRequest.
-    let mut client = Raw::connect(leash.port()).await;
-    client.send(&[0, 0]).await;
-    client.kill();
-    let mut client = Raw::connect(leash.port()).await;
-    client.send_untagged(&SSL_REQUEST.to_be_bytes()).await;
-    assert_eq!(client.byte().await, 'N');
-    client.kill();
-    undisturbed(database, leash, bystander).await;
-}
-
-async fn a_frame_with_a_lying_length_ends_its_session_only(mode: Mode) {
-    let (database, leash, bystander) = with_bystander(mode).await;
-    for (what, length) in [("0", 0u32), ("3", 3), ("negative", 0xffff_ffff), ("2 GB", 0x7fff_ffff)] {
-        for in_transaction in [false, true] {
-            let mut client = leash.endpoint().raw("liar").await;
-            client.query(if in_transaction { "BEGIN" } else { "SELECT 1" }).await;
-            let mut frame = vec![b'Q'];
-            frame.extend(length.to_be_bytes());
-            frame.extend(b"SELECT 1\0");
-            client.send(&frame).await;
-            let told = within(Duration::from_secs(10), what, client.fatal()).await;
-            assert_eq!(told.field('C'), "08P01", "{what}: {}", told.field('M'));
-        }
-    }
-    // A length that ends before its string does, and one that reaches into the next frame.
-    let mut client = leash.endpoint().raw("liar").await;
-    client.send(&raw::message(b'Q', b"SELECT 1")).await;
-    let frames = client.until_ready().await;
-    assert_eq!((raw::tags(&frames).as_str(), frames[0].field('C').as_str()), ("EZ", "08P01"));
-    client.close().await;
-    undisturbed(database, leash, bystander).await;
-}
-
-async fn an_unknown_message_type_ends_its_session_only(mode: Mode) {
-    let (database, leash, bystander) = with_bystander(mode).await;
-    for linked in [false, true] {
-        let mut client = leash.endpoint().raw("babbler").await;
-        if linked {
-            client.query("BEGIN").await;
-        }
-        client.send(&raw::message(b'~', b"what is this")).await;
-        assert_eq!(client.fatal().await.field('C'), "08P01");
-    }
-    undisturbed(database, leash, bystander).await;
 }
 
 async fn what_the_server_refuses_is_told_in_its_words(mode: Mode) {

@@ -9,6 +9,7 @@ mod differential;
 mod floors;
 mod leaks;
 mod lifecycle;
+mod malformed;
 mod pooling;
 mod protocol;
 mod support;
