@@ -65,7 +65,7 @@ pub enum End {
     Goodbye,
     /// The client's socket is gone.
     ClientGone,
-    /// The server's socket is gone. True if its last word was an error.
+    /// The server's socket is gone. True if its last word said so.
     ServerGone(bool),
     /// The keeper has taken the connection.
     Taken,
@@ -112,7 +112,7 @@ pub struct Relay<'a> {
     look: Option<Timer>,
     /// Tag of the client's frame that is on its way to the server.
     sending: u8,
-    last_was_error: bool,
+    last_was_fatal: bool,
     now: Option<Moment>,
     published: Phase,
     /// Whom there is nothing to read from, in this poll.
@@ -150,7 +150,7 @@ impl<'a> Relay<'a> {
             presence: Presence::Here,
             look: None,
             sending: 0,
-            last_was_error: false,
+            last_was_fatal: false,
             now: None,
             published: Phase::InFlight,
             client_silent: false,
@@ -236,7 +236,7 @@ impl<'a> Relay<'a> {
             self.publish(Phase::InFlight)?;
             let before = self.up.cleared();
             match self.up.poll_drain(cx, &mut self.wire.io) {
-                Poll::Ready(Err(_)) => return Err(End::ServerGone(self.last_was_error)),
+                Poll::Ready(Err(_)) => return Err(End::ServerGone(self.last_was_fatal)),
                 Poll::Ready(Ok(())) => moved = true,
                 Poll::Pending => moved |= self.up.cleared() < before,
             }
@@ -272,7 +272,7 @@ impl<'a> Relay<'a> {
     fn server_gone(&mut self, cx: &mut Context<'_>) -> End {
         let _ = self.walk_down();
         let _ = self.down.poll_drain(cx, self.client);
-        End::ServerGone(self.last_was_error)
+        End::ServerGone(self.last_was_fatal)
     }
 
     /// Looks at what the client sent, up to what may go on.
@@ -307,13 +307,13 @@ impl<'a> Relay<'a> {
 
     /// Looks at what the server sent. All of it may go on, but for a frame that is needed whole.
     fn walk_down(&mut self) -> Result<(), FrameError> {
-        let Self { down, wire, vars, last_was_error, .. } = self;
+        let Self { down, wire, vars, last_was_fatal, .. } = self;
         loop {
             let taken = match down.next(wanted_from_server)? {
                 Cut::More => return Ok(()),
                 Cut::Frame(frame, taken) => {
                     wire.pulse.received(frame.tag, frame.body.first().copied());
-                    *last_was_error = frame.tag == b'E';
+                    *last_was_fatal = frame.tag == b'E' && is_fatal(frame.body);
                     if frame.tag == b'S' {
                         follow(vars, frame.body);
                     }
@@ -436,9 +436,19 @@ const fn phase_of(beat: Beat) -> Phase {
     }
 }
 
+/// Body bytes of an ErrorResponse in which its severity stands: it comes first, in words and in code.
+const SEVERITY: usize = 64;
+
+/// Whether an ErrorResponse ends the connection ("Error and Notice Message Fields").
+fn is_fatal(body: &[u8]) -> bool {
+    let fields = &body[..body.len().min(SEVERITY)];
+    fields.split(|byte| *byte == 0).any(|field| matches!(field, b"VFATAL" | b"VPANIC"))
+}
+
 const fn wanted_from_server(tag: u8) -> usize {
     match tag {
         b'Z' => 1,
+        b'E' => SEVERITY,
         b'S' => usize::MAX,
         _ => 0,
     }
