@@ -1,4 +1,5 @@
-//! Clients and server backends that die, each in every state.
+//! Clients and server backends that die, and what is said and done about it. `faults/states.rs` has them die in
+//! every state.
 
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use crate::support::{
 };
 
 in_both_modes! {
-    a_client_dies_before_its_first_statement,
     a_client_dies_idle,
     a_client_dies_in_a_transaction,
     a_client_dies_in_mid_statement_and_the_statement_is_cancelled,
@@ -17,14 +17,9 @@ in_both_modes! {
     a_client_says_goodbye_in_mid_statement_and_the_statement_is_cancelled,
     a_client_dies_behind_a_full_pipeline_and_the_statement_is_cancelled,
     what_a_client_sent_before_it_hung_up_is_done_and_answered,
-    a_client_dies_in_mid_copy_in,
-    a_client_dies_in_mid_copy_out,
-    a_client_dies_in_mid_frame,
-    a_client_dies_while_rows_wait_to_be_read,
     a_backend_dies_idle_and_is_not_lent_again,
     a_backend_dies_in_a_transaction,
     a_backend_dies_in_mid_statement,
-    a_backend_dies_in_mid_copy,
     the_server_restarts,
 }
 
@@ -81,12 +76,6 @@ impl Scene {
         next.close().await;
         finish(self.leash, &self.database).await;
     }
-}
-
-async fn a_client_dies_before_its_first_statement(mode: Mode) {
-    let scene = Scene::new(mode).await;
-    scene.victim().await.kill();
-    scene.heals().await;
 }
 
 async fn a_client_dies_idle(mode: Mode) {
@@ -192,48 +181,6 @@ async fn what_a_client_sent_before_it_hung_up_is_done_and_answered(mode: Mode) {
     scene.heals().await;
 }
 
-async fn a_client_dies_in_mid_copy_in(mode: Mode) {
-    let scene = Scene::new(mode).await;
-    let mut victim = scene.victim().await;
-    victim.send(&raw::query("COPY t FROM STDIN")).await;
-    victim.expect('G').await;
-    victim.send(&raw::copy_data("1\n2\n")).await;
-    victim.kill();
-    scene.heals().await;
-}
-
-async fn a_client_dies_in_mid_copy_out(mode: Mode) {
-    let scene = Scene::new(mode).await;
-    let mut victim = scene.victim().await;
-    victim
-        .send(&raw::query("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 1000000)) TO STDOUT"))
-        .await;
-    victim.expect('H').await;
-    victim.expect('d').await;
-    victim.kill();
-    scene.heals().await;
-}
-
-async fn a_client_dies_in_mid_frame(mode: Mode) {
-    let scene = Scene::new(mode).await;
-    let mut victim = scene.victim().await;
-    victim.query("SELECT 1").await;
-    let frame = raw::query("INSERT INTO t VALUES (1), (2), (3)");
-    victim.send(&frame[..frame.len() / 2]).await;
-    victim.kill();
-    scene.heals().await;
-}
-
-async fn a_client_dies_while_rows_wait_to_be_read(mode: Mode) {
-    let scene = Scene::new(mode).await;
-    let mut victim = scene.victim().await;
-    victim.send(&raw::query("SELECT repeat('x', 1000) FROM generate_series(1, 1000000)")).await;
-    victim.expect('T').await;
-    scene.wait_until_running("SELECT repeat").await;
-    victim.kill();
-    scene.heals().await;
-}
-
 async fn a_backend_dies_idle_and_is_not_lent_again(mode: Mode) {
     let mut scene = Scene::new(mode).await;
     let client = scene.leash.endpoint().connect("before").await;
@@ -275,19 +222,6 @@ async fn a_backend_dies_in_mid_statement(mode: Mode) {
     let told = victim.fatal().await;
     assert_eq!(told.field('C'), "57P01", "{}", told.field('M'));
     scene.leash.event("connection_closed", |event| event["backend_pid"] == backend).await;
-    scene.heals().await;
-}
-
-async fn a_backend_dies_in_mid_copy(mode: Mode) {
-    let scene = Scene::new(mode).await;
-    let mut victim = scene.victim().await;
-    victim.send(&raw::query("COPY t FROM STDIN")).await;
-    victim.expect('G').await;
-    victim.send(&raw::copy_data("1\n")).await;
-    let backend = scene.wait_until_running("COPY t").await;
-    scene.terminate(backend).await;
-    let told = victim.fatal().await;
-    assert_eq!(told.field('C'), "57P01", "{}", told.field('M'));
     scene.heals().await;
 }
 

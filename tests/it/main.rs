@@ -6,6 +6,7 @@ mod bad_input;
 mod cli;
 mod deaths;
 mod differential;
+mod faults;
 mod floors;
 mod leaks;
 mod lifecycle;

@@ -96,13 +96,7 @@ pub(crate) use in_both_modes;
 /// What must be true after every story, once its clients have gone: nothing is held, the counts
 /// agree, no statement runs on, nothing alarming was said; and pgleash ends cleanly.
 pub async fn finish(mut leash: Leash, database: &Database) {
-    let settled = eventually_or("every connection is back and the counts agree", async || {
-        let snapshot = leash.snapshot().await;
-        let pools = snapshot["pools"].as_array().expect("pools is an array");
-        let unsettled: Vec<&Value> = pools.iter().filter(|pool| !is_settled(pool)).collect();
-        if unsettled.is_empty() { Ok(()) } else { Err(format!("{unsettled:#?}")) }
-    });
-    settled.await;
+    settled(&leash).await;
     nothing_runs(database).await;
     leash.sigterm();
     let status = leash.wait_exit().await;
@@ -110,6 +104,17 @@ pub async fn finish(mut leash: Leash, database: &Database) {
     nobody_is_left(database).await;
     leash.assert_calm();
     database.remove().await;
+}
+
+/// Waits until no connection is held or waited for, and the counts agree.
+pub async fn settled(leash: &Leash) {
+    eventually_or("every connection is back and the counts agree", async || {
+        let snapshot = leash.snapshot().await;
+        let pools = snapshot["pools"].as_array().expect("pools is an array");
+        let unsettled: Vec<&Value> = pools.iter().filter(|pool| !is_settled(pool)).collect();
+        if unsettled.is_empty() { Ok(()) } else { Err(format!("{unsettled:#?}")) }
+    })
+    .await;
 }
 
 /// Waits until no backend of this database but the harness's own has a statement or a transaction.
