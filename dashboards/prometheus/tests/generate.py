@@ -198,6 +198,8 @@ class Pool:
 
 # --- what promtool reads ---
 
+# By itself promtool takes the groups of rules in any order.
+ORDER = "pgleash.leaks, pgleash.wait-slo, pgleash.pools, pgleash.watchdog, classic"
 TARGET = {"job": "pgleash", "instance": "shop-1:9632"}
 
 
@@ -216,7 +218,7 @@ def alive(length: int) -> list[tuple[str, list]]:
 def document(title: str, rules: list[Path], series: list, tests: list) -> str:
     lines = [f"# {title}. Written by generate.py.", "rule_files:"]
     lines += [f"  - {path}" for path in rules]
-    lines += [f"evaluation_interval: {SCRAPE}s", "tests:", f"  - interval: {SCRAPE}s", "    input_series:"]
+    lines += [f"evaluation_interval: {SCRAPE}s", f"group_eval_order: [{ORDER}]", "tests:", f"  - interval: {SCRAPE}s", "    input_series:"]
     for name, values in series:
         lines += [f"      - series: '{name}'", f"        values: '{' '.join(f'{value:g}' for value in values)}'"]
     lines.append("    promql_expr_test:")
