@@ -22,7 +22,7 @@ lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
     shellcheck demo test .ci/run deploy/app deploy/check
-    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/check.py dashboards/smoke deploy/compose.py
+    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/check.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate
 
 # format the sources
 fmt:
@@ -54,11 +54,11 @@ advisories:
 docs:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-# compose file, Dockerfile, Prometheus configuration and dashboards, as far as the tools here allow
+# compose file, Dockerfile, Kubernetes objects, alert rules with their tests and boards, as far as the tools here allow
 deploy-check:
     deploy/check
 
-# the boards against a live incident with PostgreSQL, pgleash and Prometheus, without Docker
+# boards, rules and notifications against a live incident with PostgreSQL, pgleash, Prometheus and Alertmanager
 boards *args:
     cargo build --locked --release --quiet
     dashboards/smoke {{ args }}
@@ -67,10 +67,14 @@ boards *args:
 image tag="pgleash:dev":
     docker build --tag {{ tag }} .
 
-# postgres, pgleash, Prometheus and Grafana, on loopback
+# deploy/kubernetes's PrometheusRule, after a change of the rules
+rules:
+    deploy/kubernetes/generate
+
+# postgres, pgleash with a load, Prometheus, Alertmanager and Grafana, on loopback
 up:
-    docker compose up --build --detach --wait
+    docker compose --profile load up --build --detach --wait
 
 # stop them and forget their data
 down:
-    docker compose down --volumes
+    docker compose --profile load down --volumes

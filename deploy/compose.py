@@ -3,6 +3,7 @@
 checks let pass: floating tags, ports open to the world, missing health checks, a start order that waits for
 nothing, mounts of files that are not there. Needs PyYAML."""
 
+import json
 import os
 import re
 import subprocess
@@ -23,6 +24,8 @@ def main() -> int:
             *check_image(service), *check_ports(service), *check_order(service, services), *check_mounts(service, compose),
         ]]
     faults += check_provisioning(services)
+    faults += check_alerting(services)
+    faults += check_profiles(services)
     faults += check_configuration(services["pgleash"])
     faults += check_context()
     for fault in faults:
@@ -85,12 +88,47 @@ def check_provisioning(services):
         for provider in yaml.safe_load(path.read_text())["providers"]:
             where = provider["options"]["path"]
             for board in sorted((ROOT / "dashboards").glob("*.json")):
+                if "panels" not in json.loads(board.read_text()):
+                    continue  # not a board
                 if f"{where}/{board.name}" not in mounted and where not in mounted:
                     yield f"{board.name} is not mounted below {where}"
     scrape = yaml.safe_load((ROOT / "dashboards/prometheus/prometheus.yml").read_text())["scrape_configs"]
     for target in [target for job in scrape for config in job["static_configs"] for target in config["targets"]]:
         if target.split(":")[0] not in services:
             yield f"prometheus.yml: {target} does not name a service"
+
+
+def check_alerting(services):
+    """Rules are mounted where Prometheus looks for them, Alertmanager is where it sends to, and its receiver where that sends to."""
+    prometheus = yaml.safe_load((ROOT / "dashboards/prometheus/prometheus.yml").read_text())
+    config = next(mount.split(":")[1] for mount in services["prometheus"]["volumes"] if "prometheus.yml:" in mount)
+    mounted = {mount.split(":")[1]: mount.split(":")[0] for mount in services["prometheus"]["volumes"]}
+    for pattern in prometheus.get("rule_files", []) or ["(none)"]:
+        folder = mounted.get(os.path.dirname(os.path.join(os.path.dirname(config), pattern)), "")
+        if not folder or not list((ROOT / folder).glob(os.path.basename(pattern))):
+            yield f"prometheus.yml: the rules {pattern} are not mounted"
+    targets = [target for manager in prometheus["alerting"]["alertmanagers"] for config in manager["static_configs"] for target in config["targets"]]
+    receivers = yaml.safe_load((ROOT / "dashboards/alertmanager/alertmanager.yml").read_text())["receivers"]
+    urls = [hook["url"] for receiver in receivers for hook in receiver.get("webhook_configs", [])]
+    for where, addresses in [("prometheus.yml", targets), ("alertmanager.yml", [url.removeprefix("http://").rstrip("/") for url in urls])]:
+        if not addresses:
+            yield f"{where}: sends to nobody"
+        for address in addresses:
+            if address.split(":")[0] not in services:
+                yield f"{where}: {address} is not a service"
+    foreign = [kind for receiver in receivers for kind in receiver if kind not in ("name", "webhook_configs")]
+    if foreign:
+        yield f"alertmanager.yml: {', '.join(foreign)} would tell somebody outside"
+
+
+def check_profiles(services):
+    """Only the load is optional, and nothing that always runs waits for it."""
+    optional = {name for name, service in services.items() if service.get("profiles")}
+    if optional != {"app"} or services["app"]["profiles"] != ["load"]:
+        yield f"the services in a profile are {sorted(optional)}, and should be the application in 'load'"
+    for name, service in services.items():
+        if name not in optional and optional & set(service.get("depends_on", {})):
+            yield f"{name} waits for a service that is optional"
 
 
 def check_configuration(service):
