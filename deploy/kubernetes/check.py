@@ -121,21 +121,28 @@ def kustomize(faults):
 # --- objects ---
 
 def check_objects(where, objects):
-    core = [document for document in objects if document["apiVersion"] != OPERATOR]
-    for document in core:
-        for version in VERSIONS:
-            try:
-                kubernetes_validate.validate(document, version, strict=True)
-            except kubernetes_validate.ValidationError as error:
-                yield f"{where}: {document['kind']}, Kubernetes {version}: {'.'.join(map(str, error.path))}: {error.message}"
-    yield from (f"{where}: {fault}" for fault in check_operator([document for document in objects if document["apiVersion"] == OPERATOR]))
-    deployments = [document for document in core if document["kind"] == "Deployment"]
+    invalid = [*check_schemas(objects)]
+    yield from (f"{where}: {fault}" for fault in invalid)
+    if invalid:
+        return  # what is not what it should be cannot be looked at further
+    deployments = [document for document in objects if document["kind"] == "Deployment"]
     monitors = [document for document in objects if document["kind"] == "PodMonitor"]
     if len(deployments) != 1 or len(monitors) != 1:
         yield f"{where}: {len(deployments)} Deployments and {len(monitors)} PodMonitors"
         return
     yield from (f"{where}: {fault}" for fault in check_sidecar(deployments[0]))
     yield from (f"{where}: {fault}" for fault in check_monitor(monitors[0], deployments[0]["spec"]["template"]))
+
+
+def check_schemas(objects):
+    core = [document for document in objects if document["apiVersion"] != OPERATOR]
+    for document in core:
+        for version in VERSIONS:
+            try:
+                kubernetes_validate.validate(document, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                yield f"{document['kind']}, Kubernetes {version}: {'.'.join(map(str, error.path))}: {error.message}"
+    yield from check_operator([document for document in objects if document["apiVersion"] == OPERATOR])
 
 
 def check_operator(objects):
@@ -181,7 +188,10 @@ def check_monitor(monitor, template):
         yield "the PodMonitor does not select the pods"
     ports = {port["name"]: port["containerPort"] for container in template["spec"]["initContainers"] for port in container.get("ports", [])}
     admin = int(re.search(r'^admin = ".*:(\d+)"', (HERE / "sidecar/pgleash.toml").read_text(), re.MULTILINE).group(1))
-    for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+    endpoints = monitor["spec"].get("podMetricsEndpoints", [])
+    if not endpoints:
+        yield "the PodMonitor scrapes nothing"
+    for endpoint in endpoints:
         if ports.get(endpoint["port"]) != admin:
             yield f"the PodMonitor scrapes the port {endpoint['port']}, which is not where admin listens"
 
