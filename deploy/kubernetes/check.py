@@ -78,10 +78,10 @@ def check_references():
                 yield f"{path.relative_to(HERE)}: {name} is not there"
             named.add(wanted)
         for name in content.get("components", []):
-            if one(folder / name / "kustomization.yaml")["kind"] != "Component":
+            if (folder / name / "kustomization.yaml").is_file() and one(folder / name / "kustomization.yaml")["kind"] != "Component":
                 yield f"{path.relative_to(HERE)}: {name} is not a component"
         for name in content.get("resources", []):
-            if (folder / name).is_dir() and one(folder / name / "kustomization.yaml")["kind"] != "Kustomization":
+            if (folder / name / "kustomization.yaml").is_file() and one(folder / name / "kustomization.yaml")["kind"] != "Kustomization":
                 yield f"{path.relative_to(HERE)}: {name} is no kustomization"
     for path in sorted(HERE.glob("*/*")):
         if path.resolve() not in named:
