@@ -50,6 +50,11 @@ deny:
 advisories:
     cargo deny --locked check advisories
 
+# a fuzz target (first_packets, frames, statements) until it finds something; needs cargo-fuzz
+fuzz target *args:
+    mkdir -p fuzz/target/found/{{ target }}
+    RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir fuzz --sanitizer none {{ target }} fuzz/target/found/{{ target }} fuzz/corpus/{{ target }} -- {{ args }}
+
 # API documentation, with every broken link an error
 docs:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

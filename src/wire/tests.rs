@@ -1,11 +1,12 @@
-//! However a conversation is cut into reads, it is the same conversation.
+//! However a conversation is cut into reads, and however far the client is ahead of the server, it is
+//! the same conversation.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::frame::{Cut, Cutter, Direction, whole_frames};
 use super::pin::Scanner;
-use super::pulse::Pulse;
+use super::pulse::{Beat, Pulse};
 use super::reply::read_parameter_status;
 use super::startup::{self, FirstPacket};
 
@@ -128,6 +129,102 @@ fn play(conversation: &[Message], cuts: &[usize]) -> (Heard, Heard, String) {
     (up.heard, down.heard, format!("{pulse:?}"))
 }
 
+/// One exchange of a valid conversation: what the client sends at once, and what the server says to it.
+/// `Z` stands for ReadyForQuery in whatever state the transaction is by then.
+#[derive(Clone, Copy, Debug)]
+struct Exchange {
+    sent: &'static str,
+    received: &'static str,
+    /// The transaction's state after it, if it changes.
+    state: Option<u8>,
+    /// The client waits for this many frames before it sends the rest, which begins at the `|`.
+    waits: usize,
+}
+
+const fn exchange(sent: &'static str, received: &'static str, state: Option<u8>) -> Exchange {
+    Exchange { sent, received, state, waits: 0 }
+}
+
+/// Documentation, "Message Flow": simple and extended queries that succeed and fail, with and without
+/// a Sync of their own, what is skipped, portals, COPY both ways, function calls, and noise.
+const EXCHANGES: [Exchange; 27] = [
+    exchange("Q", "TDDCZ", None),
+    exchange("Q", "IZ", None),
+    exchange("Q", "EZ", None),
+    exchange("Q", "TDNCTDCSZ", None),
+    exchange("Q", "AACZ", None),
+    exchange("Q", "CZ", Some(b'T')),
+    exchange("Q", "EZ", Some(b'E')),
+    exchange("Q", "CZ", Some(b'I')),
+    exchange("QQQ", "TDCZEZCZ", None),
+    exchange("PBDES", "12TDDCZ", None),
+    exchange("PBDES", "12nCZ", Some(b'T')),
+    exchange("PDSBES", "1tTZ2DCZ", None),
+    exchange("PDHBES", "1tn2IZ", None),
+    exchange("PBEEECS", "12DsDsDC3Z", None),
+    exchange("PBES", "1EZ", None),
+    exchange("PBEPBEPBES", "12DC1EZ", None),
+    exchange("PBESPBESPBES", "12CZEZ12CZ", None),
+    exchange("PQQFS", "EZ", None),
+    exchange("PBEQ", "12DCTDCZ", None),
+    exchange("PBEQQ", "12DCEZCZ", None),
+    exchange("PBEF", "12DCVZ", None),
+    exchange("SHSS", "ZZZ", None),
+    exchange("FF", "VZEZ", None),
+    exchange("Q", "HddcCZ", None),
+    exchange("PBES", "12HddcCZ", None),
+    exchange("dcf", "", None),
+    exchange("CCS", "33Z", None),
+];
+
+/// Those in which the client waits for CopyInResponse. In COPY-in the server ignores Sync and Flush.
+const COPIES: [Exchange; 8] = [
+    Exchange { sent: "Q|ddSHdc", received: "GCZ", state: None, waits: 1 },
+    Exchange { sent: "Q|df", received: "GEZ", state: None, waits: 1 },
+    Exchange { sent: "Q|", received: "GEZ", state: None, waits: 3 },
+    Exchange { sent: "Q|dc", received: "CGCTDCZ", state: None, waits: 2 },
+    Exchange { sent: "PBEH|ddcS", received: "12GCZ", state: None, waits: 3 },
+    Exchange { sent: "PBES|dSHdcS", received: "12GCZ", state: None, waits: 3 },
+    Exchange { sent: "PBEH|dfS", received: "12GEZ", state: None, waits: 3 },
+    Exchange { sent: "PBEPBEH|dcPBES", received: "12C12GC12DCZ", state: None, waits: 6 },
+];
+
+/// A frame's body does not matter here, but for the state in a ReadyForQuery.
+fn simple_frame(direction: Direction, tag: u8, state: u8) -> Message {
+    (direction, tag, if (direction, tag) == (Direction::Backend, b'Z') { vec![state] } else { Vec::new() })
+}
+
+/// The conversation as a relay may hear it: the client as far ahead of the server as `leads` say.
+fn heard_with(exchanges: &[Exchange], leads: &[usize]) -> Vec<Message> {
+    let (mut out, mut behind) = (Vec::new(), Vec::new());
+    let (mut state, mut leads) = (b'I', leads.iter().cycle());
+    for exchange in exchanges {
+        let before = state;
+        state = exchange.state.unwrap_or(state);
+        let frames = |tags: &str| tags.bytes().collect::<Vec<_>>();
+        let replies = frames(exchange.received);
+        // Within one exchange the state is what it was until its last ReadyForQuery.
+        let last = replies.iter().rposition(|tag| *tag == b'Z');
+        let mut replies = replies.iter().enumerate().map(|(at, tag)| {
+            simple_frame(Direction::Backend, *tag, if Some(at) == last { state } else { before })
+        });
+        let (first, rest) = exchange.sent.split_once('|').unwrap_or((exchange.sent, ""));
+        if exchange.waits > 0 {
+            // It has read all that was owed, and what it waits for.
+            out.append(&mut behind);
+        }
+        out.extend(frames(first).into_iter().map(|tag| simple_frame(Direction::Frontend, tag, 0)));
+        out.extend(replies.by_ref().take(exchange.waits));
+        out.extend(frames(rest).into_iter().map(|tag| simple_frame(Direction::Frontend, tag, 0)));
+        behind.extend(replies);
+        let lead = *leads.next().unwrap();
+        let now = behind.len().saturating_sub(lead);
+        out.extend(behind.drain(..now));
+    }
+    out.append(&mut behind);
+    out
+}
+
 /// Statements with words that matter, words that do not, comments and literals.
 fn statement() -> impl Strategy<Value = String> {
     let words = vec![
@@ -185,6 +282,38 @@ proptest! {
         prop_assert_eq!(&whole.0.frames, &sent(Direction::Frontend));
         prop_assert_eq!(&whole.1.frames, &sent(Direction::Backend));
         prop_assert_eq!(play(&conversation, &cuts), whole);
+    }
+
+    #[test]
+    fn a_valid_conversation_comes_to_rest_however_far_the_client_is_ahead(
+        exchanges in vec(prop_oneof![
+            4 => prop::sample::select(EXCHANGES.to_vec()),
+            1 => prop::sample::select(COPIES.to_vec()),
+        ], 1..12),
+        leads in vec(0_usize..40, 1..6),
+        cuts in vec(1_usize..20, 1..10),
+    ) {
+        let state = exchanges.iter().filter_map(|exchange| exchange.state).next_back().unwrap_or(b'I');
+        let spoken = exchanges.iter().any(|exchange| exchange.received.contains('Z'));
+        let rest = if spoken && state != b'I' { Beat::InTransaction } else { Beat::Quiet };
+        let mut pulse = Pulse::new();
+        for (direction, tag, body) in heard_with(&exchanges, &leads) {
+            match direction {
+                Direction::Frontend => pulse.sent(tag),
+                Direction::Backend => {
+                    // Nobody may have the connection while a reply is on its way, noise apart.
+                    prop_assert!(b"NSA".contains(&tag) || !pulse.may_query(), "{tag} comes unasked");
+                    pulse.received(tag, body.first().copied());
+                }
+            }
+        }
+        prop_assert_eq!(pulse.beat(), rest, "{:?}", pulse);
+        // And so it does through a relay that reads it in pieces, both ways.
+        let played = |leads: &[usize], cuts: &[usize]| play(&heard_with(&exchanges, leads), cuts);
+        let (up, down, pulse) = played(&leads, &cuts);
+        let at_once = played(&[0], &[usize::MAX]);
+        prop_assert_eq!((up, down), (at_once.0, at_once.1));
+        prop_assert_eq!(pulse, played(&leads, &[usize::MAX]).2);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod deaths;
 mod differential;
 mod faults;
 mod floors;
+mod fuzz;
 mod leaks;
 mod lifecycle;
 mod malformed;

@@ -1,0 +1,162 @@
+//! What must hold for any bytes whatever. libFuzzer looks for bytes for which it does not; so does
+//! `tests/it/fuzz.rs`, for less long and with any toolchain, from the same corpus.
+
+use super::wire::frame::{Cut, Cutter, Direction, FrameError, HEADER, whole_frames};
+use super::wire::pin::Scanner;
+use super::wire::pulse::Pulse;
+use super::wire::reply::{self, SqlState};
+use super::wire::startup::{self, FirstPacket, MAX_FIRST_PACKET};
+
+/// Bytes from somebody at the door, as the gate reads them: lengths and bodies, one after the other.
+pub fn first_packets(mut bytes: &[u8]) {
+    for _ in 0..4 {
+        let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return };
+        let body_length = match startup::body_length(*length) {
+            Ok(body_length) => body_length,
+            Err(error) => return can_be_told(&error.to_string()),
+        };
+        assert!((4..=MAX_FIRST_PACKET - 4).contains(&body_length), "a length out of bounds");
+        let Some((body, rest)) = rest.split_at_checked(body_length) else { return };
+        bytes = rest;
+        match startup::parse(body) {
+            Err(error) => return can_be_told(&error.to_string()),
+            Ok(FirstPacket::Ssl | FirstPacket::Gss) => {}
+            Ok(FirstPacket::Cancel { secret, .. }) => assert!((4..=256).contains(&secret.len())),
+            Ok(FirstPacket::Startup(startup)) => {
+                assert!(!startup.user.is_empty() && !startup.database.is_empty(), "nobody, or nowhere");
+                let texts = startup.settings.iter().flat_map(|(name, value)| [name, value]);
+                let texts = texts.chain([&startup.user, &startup.database]).chain(&startup.unknown_options);
+                for text in texts {
+                    assert!(!text.contains('\0') && text.len() < body_length, "a text that was not sent");
+                }
+                let mut answer = Vec::new();
+                reply::negotiate_protocol_version(&mut answer, &startup.unknown_options);
+                is_one_frame(&answer);
+            }
+        }
+    }
+}
+
+/// What is said of a bad packet is one message, short, and printable: nothing that was sent is in it.
+fn can_be_told(why: &str) {
+    assert!(why.len() < 200 && why.chars().all(|c| (' '..='~').contains(&c)), "not to be told: {why:?}");
+    is_one_frame(&reply::fatal(SqlState::ProtocolViolation, why, None));
+}
+
+fn is_one_frame(bytes: &[u8]) {
+    let mut frames = 0;
+    let end = whole_frames(Direction::Backend, bytes, |_| frames += 1);
+    assert_eq!((end, frames), (Ok(bytes.len()), 1), "not one frame: {bytes:?}");
+}
+
+/// A conversation as a relay hears it. The bytes are a script: how much is buffered, then turns, each
+/// a direction and a length in one byte, and what is said. However it is cut into reads, the frames
+/// and the pulse are the same; whatever it holds, nothing grows beyond its bound.
+pub fn frames(bytes: &[u8]) {
+    let Some((&capacity, script)) = bytes.split_first() else { return };
+    // Room for a header at least, as any buffer of a relay has.
+    let capacity = usize::from(capacity).max(HEADER + 3);
+    let at_once = listen(script, capacity, usize::MAX);
+    for cut in [1, 2, 7] {
+        assert_eq!(listen(script, capacity, cut), at_once, "cut into pieces of {cut}");
+    }
+}
+
+/// What was heard, up to the first thing that cannot be.
+#[derive(Debug, Default, PartialEq)]
+struct Heard {
+    /// Direction, tag, length and body.
+    frames: Vec<(Direction, u8, usize, Vec<u8>)>,
+    error: Option<FrameError>,
+    pulse: String,
+}
+
+fn listen(script: &[u8], capacity: usize, cut: usize) -> Heard {
+    let mut ears = [Ear::new(Direction::Frontend, capacity), Ear::new(Direction::Backend, capacity)];
+    let mut pulse = Pulse::new();
+    let mut heard = Heard::default();
+    let mut script = script;
+    'turns: while let Some((&turn, rest)) = script.split_first() {
+        let (said, rest) = rest.split_at(usize::from(turn & 0x7f).min(rest.len()));
+        script = rest;
+        let ear = &mut ears[usize::from(turn >> 7)];
+        for piece in said.chunks(cut.min(capacity)) {
+            if let Err(error) = ear.read(piece, &mut pulse, &mut heard) {
+                heard.error = Some(error);
+                break 'turns;
+            }
+        }
+    }
+    heard.pulse = format!("{pulse:?} {:?} {}", pulse.beat(), pulse.is_full());
+    heard
+}
+
+/// One direction, with a buffer that is emptied of what was heard.
+struct Ear {
+    direction: Direction,
+    capacity: usize,
+    buffer: Vec<u8>,
+    cutter: Cutter,
+}
+
+impl Ear {
+    fn new(direction: Direction, capacity: usize) -> Ear {
+        Ear { direction, capacity, buffer: Vec::new(), cutter: Cutter::new(direction) }
+    }
+
+    fn read(&mut self, mut piece: &[u8], pulse: &mut Pulse, heard: &mut Heard) -> Result<(), FrameError> {
+        while !piece.is_empty() {
+            let room = self.capacity - self.buffer.len();
+            assert!(room > 0, "the cutter waits for more than there can be");
+            let (now, later) = piece.split_at(room.min(piece.len()));
+            self.buffer.extend(now);
+            piece = later;
+            self.walk(pulse, heard)?;
+        }
+        Ok(())
+    }
+
+    fn walk(&mut self, pulse: &mut Pulse, heard: &mut Heard) -> Result<(), FrameError> {
+        loop {
+            let full = self.buffer.len() >= self.capacity;
+            let taken = match self.cutter.next(&self.buffer, full, wanted)? {
+                Cut::More => return Ok(()),
+                Cut::Body(piece, taken) => {
+                    assert_eq!(piece.len(), taken);
+                    heard.frames.last_mut().into_iter().for_each(|frame| frame.3.extend(piece));
+                    taken
+                }
+                Cut::Frame(frame, taken) => {
+                    assert_eq!(taken, HEADER + frame.body.len());
+                    assert!(frame.body.len() <= frame.body_len);
+                    match self.direction {
+                        Direction::Frontend => pulse.sent(frame.tag),
+                        Direction::Backend => pulse.received(frame.tag, frame.body.first().copied()),
+                    }
+                    heard.frames.push((self.direction, frame.tag, frame.body_len, frame.body.to_vec()));
+                    taken
+                }
+            };
+            assert!((1..=self.buffer.len()).contains(&taken), "{taken} of {}", self.buffer.len());
+            self.buffer.drain(..taken);
+        }
+    }
+}
+
+/// As the relay asks: a byte of ReadyForQuery, all of a ParameterStatus.
+fn wanted(tag: u8) -> usize {
+    match tag {
+        b'Z' => 1,
+        b'S' => usize::MAX,
+        _ => 0,
+    }
+}
+
+/// A statement's words, cut anywhere, pin or do not pin alike.
+pub fn statements(bytes: &[u8]) {
+    let mut whole = Scanner::new();
+    whole.feed(bytes);
+    let mut pieces = Scanner::new();
+    bytes.chunks(3).for_each(|piece| pieces.feed(piece));
+    assert_eq!(pieces.finish(), whole.finish());
+}
