@@ -7,6 +7,7 @@ pub mod frame;
 pub mod pin;
 pub mod pulse;
 pub mod reply;
+pub mod scram;
 pub mod startup;
 pub mod vars;
 

@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("wire::frame", 0),
     ("wire::pin", 0),
     ("wire::reply", 0),
+    ("wire::scram", 0),
     ("wire::startup", 0),
     ("wire::vars", 0),
     ("activity", 1),
