@@ -1,11 +1,12 @@
 //! Opens server connections with a switch in them. Floor 3.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deadpool_postgres::Connect;
@@ -28,6 +29,23 @@ pub struct Target {
     pub postgres: Config,
     /// Whether and how to speak TLS.
     pub tls: Tls,
+    /// Passwords of roles that `postgres` has none for.
+    pub passwords: Arc<Passwords>,
+}
+
+/// Passwords by role, as they are now: a connection that is opened later uses what they are then.
+#[derive(Default)]
+pub struct Passwords(RwLock<HashMap<String, String>>);
+
+impl Passwords {
+    /// Puts these in the place of all others.
+    pub fn set(&self, passwords: HashMap<String, String>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = passwords;
+    }
+
+    fn of(&self, role: &str) -> Option<String> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(role).cloned()
+    }
 }
 
 /// TLS to the server.
@@ -68,7 +86,8 @@ impl Target {
     /// How long TCP, TLS and login may take for one address if the configuration does not say.
     const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// The same server for another database and role. The password goes along only for its own role.
+    /// The same server for another database and role. The password goes along only for its own role; for
+    /// others one is looked for in `passwords` whenever a connection is opened.
     pub fn for_login(&self, database: &str, user: &str) -> Self {
         let mut postgres = self.postgres.clone();
         if self.postgres.get_user() != Some(user) {
@@ -76,7 +95,7 @@ impl Target {
             postgres = without_password(&self.postgres);
         }
         postgres.user(user).dbname(database).application_name("pgleash");
-        Self { postgres, tls: self.tls.clone() }
+        Self { postgres, tls: self.tls.clone(), passwords: Arc::clone(&self.passwords) }
     }
 
     /// Tries the hosts in their order until one lets us in and fits `target_session_attrs`.
@@ -118,7 +137,7 @@ impl Target {
         &self,
         on_end: G,
     ) -> Result<Dialled, tokio_postgres::Error> {
-        if self.postgres.get_password().is_none() {
+        if self.login().get_password().is_none() {
             return self.dial(on_end).await;
         }
         let target = self.clone();
@@ -127,6 +146,17 @@ impl Target {
             Ok(dialled) => dialled,
             Err(error) => Err(io_error(io::ErrorKind::Interrupted, &error.to_string()).await),
         }
+    }
+
+    /// With the password, if there is one.
+    fn login(&self) -> Config {
+        let mut config = self.postgres.clone();
+        if config.get_password().is_none()
+            && let Some(password) = config.get_user().and_then(|role| self.passwords.of(role))
+        {
+            config.password(password);
+        }
+        config
     }
 
     async fn dial_one<G: Send + Sync + 'static>(
@@ -162,7 +192,7 @@ impl Target {
             Err(error) => return Err(io_error(error.kind(), &error.to_string()).await),
         };
         let switch = Switch::new();
-        let mut config = self.postgres.clone();
+        let mut config = self.login();
         let (client, task) = match tls {
             None => {
                 config.ssl_mode(SslMode::Disable);

@@ -156,6 +156,10 @@ closed_set! {
         TooManyClients => "too_many_clients",
         /// The first packet did not arrive in time.
         LoginTimeout => "login_timeout",
+        /// A wrong password, or a user who is not known.
+        Password => "password",
+        /// The TLS handshake failed, or a client came without TLS that may not.
+        Tls => "tls",
         /// The upstream server refused the login.
         Login => "login",
         /// A feature that pgleash does not carry.
@@ -164,6 +168,16 @@ closed_set! {
         Upstream => "upstream",
         /// pgleash is draining.
         Draining => "draining",
+    }
+}
+
+closed_set! {
+    /// A file that is read again when it changes.
+    Credential {
+        /// `tls.cert`, `tls.key` and `tls.client_ca`.
+        Certificate => "certificate",
+        /// `auth.users`.
+        Users => "users",
     }
 }
 
@@ -296,6 +310,16 @@ pub enum Event {
         sqlstate: String,
         detail: String,
     },
+    /// Certificates or users were read anew, and count from now on.
+    CredentialsReloaded {
+        what: Credential,
+        detail: String,
+    },
+    /// Certificates or users have changed and do not work: those that were there before stay.
+    CredentialsKept {
+        what: Credential,
+        detail: String,
+    },
     /// A label value beyond the bound was counted as `other`.
     LabelFolded {
         label: &'static str,
@@ -307,9 +331,10 @@ impl Event {
     pub fn level(&self) -> Level {
         match self {
             Event::CheckedOut { .. } | Event::CheckedIn { .. } | Event::LabelFolded { .. } => Level::Debug,
-            Event::CheckoutTimeout { .. } | Event::UpstreamFailed { .. } | Event::ReclaimRegretted { .. } => {
-                Level::Error
-            }
+            Event::CheckoutTimeout { .. }
+            | Event::UpstreamFailed { .. }
+            | Event::CredentialsKept { .. }
+            | Event::ReclaimRegretted { .. } => Level::Error,
             Event::LeakDetected { .. } | Event::ReclaimSuppressed { .. } | Event::ClientRefused { .. } => {
                 Level::Warn
             }
@@ -321,6 +346,7 @@ impl Event {
             | Event::ConnectionOpened { .. }
             | Event::ConnectionClosed { .. }
             | Event::LeakResolved { .. }
+            | Event::CredentialsReloaded { .. }
             | Event::Recycled { .. } => Level::Info,
         }
     }

@@ -17,6 +17,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
+use tokio_rustls::server::TlsStream as ServedTls;
 
 use crate::wire::frame::{self, Cut, Cutter, Direction};
 use crate::wire::pulse::Pulse;
@@ -32,18 +33,22 @@ pub enum Io {
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
-    /// TLS over either.
+    /// TLS over either, to a server.
     Tls(Box<dyn Stream>),
+    /// TLS over TCP, of a client.
+    Served(Box<ServedTls<TcpStream>>),
 }
 
 impl Io {
     /// Whether the system holds nothing to read, the end included. Asks the system, not the runtime,
-    /// whose knowledge is as old as its last turn. TLS cannot be looked through: it is never silent.
+    /// whose knowledge is as old as its last turn. A client's TLS is looked through: it is silent if
+    /// it keeps nothing that was decrypted and would read, and there is nothing to read for it. TLS to a
+    /// server cannot be looked through: it is never silent.
     pub fn is_silent(&self) -> bool {
         self.peek().is_some_and(|peeked| peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock))
     }
 
-    /// Whether the system holds bytes that nobody has read. False for TLS, which cannot be looked through.
+    /// Whether the system holds bytes that nobody has read. False for TLS that cannot be looked through.
     pub fn has_unread(&self) -> bool {
         self.peek().is_some_and(|peeked| peeked.is_ok_and(|bytes| bytes > 0))
     }
@@ -53,17 +58,22 @@ impl Io {
         match self {
             Io::Tcp(stream) => Some(SockRef::from(stream).peek(&mut byte)),
             Io::Unix(stream) => Some(SockRef::from(stream).peek(&mut byte)),
+            Io::Served(stream) => match stream.get_ref() {
+                (below, tls) if tls.wants_read() => Some(SockRef::from(below).peek(&mut byte)),
+                _ => None,
+            },
             Io::Tls(_) => None,
         }
     }
 
     /// Whether the peer has closed its side or is gone, even if it sent bytes before that nobody has
-    /// read. TLS cannot be looked through.
+    /// read. TLS to a server cannot be looked through.
     pub fn has_hung_up(&self) -> bool {
         let events = PollFlags::RDHUP;
         let mut asked = [match self {
             Io::Tcp(stream) => PollFd::new(stream, events),
             Io::Unix(stream) => PollFd::new(stream, events),
+            Io::Served(stream) => PollFd::new(stream.get_ref().0, events),
             Io::Tls(_) => return false,
         }];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -77,6 +87,7 @@ macro_rules! each_io {
             Io::Tcp($io) => $call,
             Io::Unix($io) => $call,
             Io::Tls($io) => $call,
+            Io::Served($io) => $call,
         }
     };
 }

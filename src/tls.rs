@@ -1,4 +1,6 @@
-//! TLS to the upstream server, by libpq's rules. Floor 3.
+//! TLS: to the upstream server by libpq's rules, and to clients in [`door`]. Floor 4.
+
+pub mod door;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,13 +10,13 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// The protocol name that direct TLS negotiation demands, and that PostgreSQL 17 knows.
-const ALPN: &[u8] = b"postgresql";
+pub const ALPN: &[u8] = b"postgresql";
 
 /// Whether to encrypt the way to the server, and whom to trust.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct UpstreamTls {
     /// libpq's `sslrootcert`, a PEM file. Without it the modes that verify trust the system's authorities;
     /// with it every mode that encrypts verifies the chain, as in libpq.
     pub root_cert: Option<PathBuf>,
+    /// libpq's `sslcert` and `sslkey`, PEM files: who we are, for a server that asks.
+    pub own_cert: Option<(PathBuf, PathBuf)>,
 }
 
 /// libpq's `sslmode`.
@@ -76,14 +80,19 @@ pub fn connector(tls: &UpstreamTls) -> Result<MakeRustlsConnect, TlsError> {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Rustls)?;
-    let mut config = match roots(tls)? {
-        Some(roots) if tls.mode == TlsMode::VerifyFull => {
-            builder.with_root_certificates(roots).with_no_client_auth()
-        }
+    let builder = match roots(tls)? {
+        Some(roots) if tls.mode == TlsMode::VerifyFull => builder.with_root_certificates(roots),
         roots => {
             let verifier = Arc::new(AnyName { roots, provider });
-            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+            builder.dangerous().with_custom_certificate_verifier(verifier)
         }
+    };
+    let mut config = match &tls.own_cert {
+        Some((certificate, key)) => {
+            let (chain, key) = own_certificate(certificate, key)?;
+            builder.with_client_auth_cert(chain, key).map_err(TlsError::Rustls)?
+        }
+        None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(MakeRustlsConnect::new(config))
@@ -94,6 +103,8 @@ pub fn connector(tls: &UpstreamTls) -> Result<MakeRustlsConnect, TlsError> {
 pub enum TlsError {
     /// `sslrootcert` cannot be read.
     RootCert(PathBuf, String),
+    /// `sslcert` or `sslkey` cannot be read.
+    OwnCert(&'static str, PathBuf, String),
     /// The system has no certificate authorities, or they cannot be read.
     System(String),
     /// rustls refuses to begin.
@@ -108,6 +119,9 @@ impl fmt::Display for TlsError {
                 "sslrootcert {}: {why}; name a PEM file with the certificate of the authority",
                 path.display()
             ),
+            TlsError::OwnCert(option, path, why) => {
+                write!(f, "{option} {}: {why}; name a PEM file, the key without a passphrase", path.display())
+            }
             TlsError::System(why) => write!(
                 f,
                 "the system's certificate authorities cannot be used: {why}; install them (Debian: \
@@ -127,6 +141,21 @@ fn roots(tls: &UpstreamTls) -> Result<Option<RootCertStore>, TlsError> {
         (Some(path), _) => roots_of_file(path).map(Some),
         (None, TlsMode::VerifyCa | TlsMode::VerifyFull) => roots_of_system().map(Some),
     }
+}
+
+fn own_certificate(
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let refuse = |why: String| TlsError::OwnCert("sslcert", certificate.to_owned(), why);
+    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+    let chain: Vec<_> = chain.map_err(|error| refuse(error.to_string()))?;
+    if chain.is_empty() {
+        return Err(refuse("it holds no certificate".into()));
+    }
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|_| TlsError::OwnCert("sslkey", key.to_owned(), "it holds no private key".into()))?;
+    Ok((chain, key))
 }
 
 fn roots_of_file(path: &Path) -> Result<RootCertStore, TlsError> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Upstream;
+use super::door::{self, AuthMethod, DoorMode};
 use super::field::{Field, address, budget, listen, log_target, show_budget, show_duration};
 use crate::policy::{Action, PoolMode};
 
@@ -11,13 +12,13 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "listen",
         default: Some("127.0.0.1:6432"),
-        doc: "Where Postgres clients connect. Loopback only: clients are not asked for a password in this \
-              version. A Unix socket is named as clients look for it: /run/pgleash/.s.PGSQL.6432",
+        doc: "Where Postgres clients connect. An address that other machines reach needs auth.method and tls.cert. \
+              A Unix socket is named as clients look for it: /run/pgleash/.s.PGSQL.6432",
         secret: false,
         flag: Some("--listen"),
         field: Field::Text {
-            form: "a loopback address and port, such as 127.0.0.1:6432 or [::1]:6432 (port 0: any free one), or \
-                   the path of a Unix socket",
+            form: "an address and port, such as 127.0.0.1:6432 or [::1]:6432 (port 0: any free one), or the path \
+                   of a Unix socket",
             set: |config, text| listen(text).map(|value| config.listen = value),
             show: |config| config.listen.to_string(),
         },
@@ -55,7 +56,7 @@ pub const KEYS: &[Key] = &[
         name: "upstream.url",
         default: None,
         doc: "The Postgres server behind the sidecar. Several hosts, target_session_attrs, connect_timeout, \
-              sslmode and sslrootcert as in libpq; connect_timeout is 5 s if not given. A password is better \
+              sslmode, sslrootcert, sslcert and sslkey as in libpq; connect_timeout is 5 s if not given. A password is better \
               kept out of this file: set PGLEASH_UPSTREAM_URL.",
         secret: true,
         flag: Some("--upstream"),
@@ -64,6 +65,112 @@ pub const KEYS: &[Key] = &[
                    password are percent-encoded",
             set: |config, text| Upstream::parse(text).map(|value| config.upstream = value),
             show: |config| config.upstream.redacted().to_owned(),
+        },
+    },
+    Key {
+        name: "auth.method",
+        default: Some("trust"),
+        doc: "What clients have to show: nothing, which is for clients of this machine only, or that they know \
+              their password. Passwords in the clear and MD5 are not offered.",
+        secret: false,
+        flag: None,
+        field: Field::Choice {
+            of: &[
+                ("trust", |config| config.auth.method = AuthMethod::Trust),
+                ("scram-sha-256", |config| config.auth.method = AuthMethod::Scram),
+            ],
+            show: |config| match config.auth.method {
+                AuthMethod::Trust => "trust",
+                AuthMethod::Scram => "scram-sha-256",
+            },
+        },
+    },
+    Key {
+        name: "auth.users",
+        default: Some("off"),
+        doc: "A TOML file of users, one a line: name = \"password\", or name = \"SCRAM-SHA-256$...\" as in \
+              pg_authid, or name = { env = \"VARIABLE\" } for either. A password is also used to log in to the \
+              server as that user; with a verifier alone the server has to let pgleash in without one. Read again \
+              when it changes.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "off, or the path of a file",
+            set: |config, text| door::path(text).map(|value| config.auth.users = value),
+            show: |config| door::show_path(config.auth.users.as_ref()),
+        },
+    },
+    Key {
+        name: "auth.query",
+        default: Some("off"),
+        doc: "Asks the server for the SCRAM verifier of a user who is not in auth.users; the last column is it. Run \
+              as the user of upstream.url in its database, with search_path = pg_catalog and nothing of the \
+              client's but the name. Answers are kept for 30 s, at most 1000 of them.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "off, or SQL with $1 for the user's name, such as SELECT rolname, rolpassword FROM pg_authid WHERE \
+                   rolname = $1, or SELECT * FROM pgleash.lookup($1) with a SECURITY DEFINER function",
+            set: |config, text| door::query(text).map(|value| config.auth.query = value),
+            show: |config| config.auth.query.clone().unwrap_or_else(|| "off".to_owned()),
+        },
+    },
+    Key {
+        name: "tls.mode",
+        default: Some("auto"),
+        doc: "Who may go unencrypted once there is a certificate: with auto clients of this machine, with require \
+              only those of a Unix socket, with allow everybody.",
+        secret: false,
+        flag: None,
+        field: Field::Choice {
+            of: &[
+                ("auto", |config| config.tls.mode = DoorMode::Auto),
+                ("require", |config| config.tls.mode = DoorMode::Require),
+                ("allow", |config| config.tls.mode = DoorMode::Allow),
+            ],
+            show: |config| match config.tls.mode {
+                DoorMode::Auto => "auto",
+                DoorMode::Require => "require",
+                DoorMode::Allow => "allow",
+            },
+        },
+    },
+    Key {
+        name: "tls.cert",
+        default: Some("off"),
+        doc: "The certificate that clients are shown, with those between it and its authority, PEM. Read again when \
+              it changes.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "off, or the path of a file",
+            set: |config, text| door::path(text).map(|value| config.tls.cert = value),
+            show: |config| door::show_path(config.tls.cert.as_ref()),
+        },
+    },
+    Key {
+        name: "tls.key",
+        default: Some("off"),
+        doc: "The private key of tls.cert, PEM, without a passphrase.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "off, or the path of a file",
+            set: |config, text| door::path(text).map(|value| config.tls.key = value),
+            show: |config| door::show_path(config.tls.key.as_ref()),
+        },
+    },
+    Key {
+        name: "tls.client_ca",
+        default: Some("off"),
+        doc: "The authorities, PEM, that the certificate of a client must be signed by. With it every client that \
+              comes encrypted has to show one, besides its password.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "off, or the path of a file",
+            set: |config, text| door::path(text).map(|value| config.tls.client_ca = value),
+            show: |config| door::show_path(config.tls.client_ca.as_ref()),
         },
     },
     Key {

@@ -4,6 +4,7 @@
 //! the later one wins, key by key. [`keys::KEYS`] is the only list of keys: parsing, error reports, the
 //! long help, `pgleash check --print` and `pgleash.example.toml` are all made from it.
 
+mod door;
 mod field;
 pub mod keys;
 mod layers;
@@ -22,6 +23,7 @@ use tokio_postgres::config::Host;
 use crate::policy::Policy;
 
 pub use crate::tls::{TlsMode, UpstreamTls};
+pub use door::{Auth, AuthMethod, DoorFiles, DoorMode, DoorTls};
 pub use field::{Fault, Field, Given, Word};
 use layers::Assignment;
 pub use layers::{FILE_VARIABLE, Flag, Sources};
@@ -37,6 +39,10 @@ pub struct Config {
     pub admin: SocketAddr,
     /// `upstream`: the Postgres server behind the sidecar.
     pub upstream: Upstream,
+    /// `auth`: who is let in.
+    pub auth: Auth,
+    /// `tls`: what clients are shown, and who may go without.
+    pub tls: DoorTls,
     /// `pool` and `leaks`.
     pub policy: Policy,
     /// `pool.max_clients`: client sessions over all pools.
@@ -56,6 +62,8 @@ impl Config {
             listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 6432))),
             admin: SocketAddr::from(([127, 0, 0, 1], 9632)),
             upstream,
+            auth: door::NO_AUTH,
+            tls: door::NO_TLS,
             policy: Policy::default(),
             max_clients: 1000,
             workers: 1,
@@ -205,21 +213,10 @@ impl Draft {
         if let Listen::Tcp(listen) = self.config.listen.clone()
             && !self.refused.contains("listen")
         {
-            self.check_loopback(listen);
             self.check_ports(listen);
         }
+        door::check(self);
         self.check_not_itself();
-    }
-
-    fn check_loopback(&mut self, listen: SocketAddr) {
-        if !listen.ip().to_canonical().is_loopback() {
-            self.refuse_together(
-                "listen",
-                "is reachable from other machines, and clients are not asked for a password (authentication \
-                 is trust in this version)",
-                "listen on 127.0.0.1, [::1] or a Unix socket, next to the application",
-            );
-        }
     }
 
     fn check_ports(&mut self, listen: SocketAddr) {

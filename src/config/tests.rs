@@ -58,6 +58,13 @@ fn every_key_reaches_its_place() {
         "admin=0.0.0.0:7001",
         "workers=3",
         "drain_timeout=0s",
+        "auth.method=scram-sha-256",
+        "auth.users=/etc/pgleash/users.toml",
+        "auth.query=SELECT * FROM pgleash.lookup($1)",
+        "tls.mode=allow",
+        "tls.cert=/etc/pgleash/tls.crt",
+        "tls.key=/etc/pgleash/tls.key",
+        "tls.client_ca=/etc/pgleash/clients.pem",
         "pool.mode=session",
         "pool.size=7",
         "pool.wait_timeout=1500ms",
@@ -76,6 +83,23 @@ fn every_key_reaches_its_place() {
     assert_eq!(config.admin, "0.0.0.0:7001".parse().unwrap());
     assert_eq!((config.workers, config.max_clients), (3, 70));
     assert_eq!(config.drain_timeout, Duration::ZERO);
+    assert_eq!(
+        config.auth,
+        Auth {
+            method: AuthMethod::Scram,
+            users: Some("/etc/pgleash/users.toml".into()),
+            query: Some("SELECT * FROM pgleash.lookup($1)".into()),
+        }
+    );
+    assert_eq!(config.tls.mode, DoorMode::Allow);
+    assert_eq!(
+        config.tls.files(),
+        Some(DoorFiles {
+            cert: "/etc/pgleash/tls.crt".into(),
+            key: "/etc/pgleash/tls.key".into(),
+            client_ca: Some("/etc/pgleash/clients.pem".into()),
+        })
+    );
     assert_eq!(config.log, LogTarget::File("/var/log/pgleash.jsonl".into()));
     assert_eq!(
         config.policy,
@@ -245,12 +269,53 @@ fn the_two_listeners_do_not_share_a_port() {
     assert!(with(&["listen=127.0.0.1:7000", "admin=127.0.0.2:7000"]).is_ok());
 }
 
-#[test]
-fn clients_of_other_machines_are_not_served_without_a_password() {
-    for open in ["listen=0.0.0.0:6432", "listen=10.0.0.7:6432", "listen=[::]:6432"] {
-        let problems = with(&[open]).unwrap_err().to_string();
-        assert!(problems.contains("not asked for a password"), "{problems}");
+/// What is said of a configuration that names files of users and certificates, which are not looked at here.
+fn said_together(pairs: &[&str]) -> Vec<String> {
+    match with(pairs) {
+        Ok(_) => Vec::new(),
+        Err(problems) => {
+            problems.iter().map(|problem| format!("{}: {}", problem.key, problem.what)).collect()
+        }
     }
+}
+
+#[test]
+fn clients_of_other_machines_are_not_served_without_a_password_and_not_in_the_clear() {
+    const SCRAM: [&str; 2] = ["auth.method=scram-sha-256", "auth.users=/etc/users.toml"];
+    const TLS: [&str; 2] = ["tls.cert=/etc/tls.crt", "tls.key=/etc/tls.key"];
+    for open in ["listen=0.0.0.0:6432", "listen=10.0.0.7:6432", "listen=[::]:6432"] {
+        assert_eq!(said_together(&[open]).len(), 2, "{open}");
+        let said = said_together(&[&[open], &TLS[..]].concat());
+        assert!(said.len() == 1 && said[0].contains("not asked for a password"), "{said:?}");
+        let said = said_together(&[&[open], &SCRAM[..]].concat());
+        assert!(said.len() == 1 && said[0].contains("not be encrypted"), "{said:?}");
+        assert!(
+            said_together(&[&[open, "tls.mode=allow"], &SCRAM[..]].concat()).is_empty(),
+            "it was told to"
+        );
+        assert!(said_together(&[&[open], &SCRAM[..], &TLS[..]].concat()).is_empty());
+    }
+    for near in ["listen=127.0.0.1:6432", "listen=[::1]:6432", "listen=/run/pgleash/.s.PGSQL.6432"] {
+        assert!(said_together(&[near]).is_empty(), "{near}");
+    }
+}
+
+#[test]
+fn what_belongs_together_in_auth_and_tls_is_missed_all_at_once() {
+    let problems = with(&[
+        "listen=0.0.0.0:6432",
+        "auth.query=SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1",
+        "tls.key=/etc/tls.key",
+        "tls.client_ca=/etc/clients.pem",
+        "tls.mode=require",
+    ]);
+    insta::assert_snapshot!(problems.unwrap_err());
+    let said = said_together(&["auth.method=scram-sha-256", "tls.cert=/etc/tls.crt"]);
+    assert!(said[0].contains("nobody has one") && said[1].contains("tls.cert: has no key"), "{said:?}");
+    assert!(with(&["auth.query=SELECT 1"]).is_err(), "it asks for nobody");
+    let nameless = "upstream.url=postgres://db/shop";
+    let said = said_together(&["auth.method=scram-sha-256", "auth.query=SELECT f($1)", nameless]);
+    assert!(said[0].contains("which names none"), "{said:?}");
 }
 
 #[test]
@@ -345,7 +410,7 @@ mod upstream_url {
     #[test]
     fn without_options_it_prefers_tls_and_waits_five_seconds() {
         let upstream = parse("postgres://app@db/shop");
-        assert_eq!(upstream.tls, UpstreamTls { mode: TlsMode::Prefer, root_cert: None });
+        assert_eq!(upstream.tls, UpstreamTls { mode: TlsMode::Prefer, root_cert: None, own_cert: None });
         assert_eq!(upstream.postgres.get_ssl_mode(), SslMode::Prefer);
         assert_eq!(upstream.postgres.get_connect_timeout(), Some(&Duration::from_secs(5)));
     }
@@ -360,14 +425,26 @@ mod upstream_url {
             (TlsMode::VerifyFull, SslMode::Require),
         ] {
             let upstream = parse(&format!("postgres://db?sslmode={mode}&sslrootcert=%2Fetc%2Fmy%20ca.pem"));
-            assert_eq!(upstream.tls, UpstreamTls { mode, root_cert: Some("/etc/my ca.pem".into()) });
+            assert_eq!(
+                upstream.tls,
+                UpstreamTls { mode, root_cert: Some("/etc/my ca.pem".into()), own_cert: None }
+            );
             assert_eq!(upstream.postgres.get_ssl_mode(), postgres);
         }
     }
 
     #[test]
+    fn a_certificate_of_ones_own_has_a_key_and_allow_is_refused_by_name() {
+        let own = parse("postgres://db?sslmode=require&sslcert=/etc/me.crt&sslkey=/etc/me.key").tls.own_cert;
+        assert_eq!(own, Some(("/etc/me.crt".into(), "/etc/me.key".into())));
+        assert!(fault("postgres://db?sslcert=/etc/me.crt").contains("one of sslcert and sslkey"));
+        let said = fault("postgres://db?sslmode=allow");
+        assert!(said.contains("sslmode=allow, which is not supported") && said.contains("prefer"), "{said}");
+    }
+
+    #[test]
     fn the_systems_authorities_demand_full_verification() {
-        let full = UpstreamTls { mode: TlsMode::VerifyFull, root_cert: None };
+        let full = UpstreamTls { mode: TlsMode::VerifyFull, root_cert: None, own_cert: None };
         assert_eq!(parse("postgres://db?sslrootcert=system").tls, full);
         assert_eq!(parse("postgres://db?sslrootcert=system&sslmode=verify-full").tls, full);
         assert!(fault("postgres://db?sslrootcert=system&sslmode=require").contains("sslrootcert=system"));
@@ -431,7 +508,7 @@ mod upstream_url {
     #[test]
     fn what_is_not_known_is_said() {
         assert!(fault("postgres://db?ssl_mode=require").contains("did you mean sslmode?"));
-        assert!(fault("postgres://db?sslmode=allow").contains("choose one of disable, prefer"));
+        assert!(fault("postgres://db?sslmode=maybe").contains("choose one of disable, prefer"));
         assert!(fault("postgres://db?sslmode").contains("without a value"));
         assert!(fault("postgres://db?sslnegotiation=direct").contains("sslnegotiation=direct"));
         assert!(fault("postgres://db:x/").contains("port"));

@@ -28,6 +28,8 @@ const OPTIONS: &[&str] = &[
     "options",
     "password",
     "port",
+    "sslcert",
+    "sslkey",
     "sslmode",
     "sslnegotiation",
     "sslrootcert",
@@ -56,15 +58,18 @@ impl Upstream {
     pub fn parse(url: &str) -> Result<Self, Fault> {
         let parts = Parts::split(url)?;
         let mut passed_on = Vec::new();
-        let (mut mode, mut root_cert) = (None, None);
+        let (mut mode, mut root_cert, mut own_cert, mut own_key) = (None, None, None, None);
         for (name, value) in parts.options()? {
             match name {
                 "sslmode" => mode = Some(tls_mode(value)?),
                 "sslrootcert" => root_cert = Some(decoded(value)?),
+                "sslcert" => own_cert = Some(PathBuf::from(decoded(value)?)),
+                "sslkey" => own_key = Some(PathBuf::from(decoded(value)?)),
                 name => passed_on.push(format!("{name}={}", value.replace('@', "%40"))),
             }
         }
         let mut tls = tls(mode, root_cert)?;
+        tls.own_cert = pair(own_cert, own_key)?;
         let mut postgres: tokio_postgres::Config =
             format!("postgres://{}?{}", parts.place, passed_on.join("&")).parse().map_err(not_understood)?;
         check_hosts(&postgres)?;
@@ -101,7 +106,7 @@ impl Upstream {
     pub(super) fn nowhere() -> Self {
         Self {
             postgres: tokio_postgres::Config::new(),
-            tls: UpstreamTls { mode: TlsMode::Prefer, root_cert: None },
+            tls: UpstreamTls { mode: TlsMode::Prefer, root_cert: None, own_cert: None },
             shown: String::new(),
         }
     }
@@ -174,6 +179,12 @@ fn option(pair: &str) -> Result<(&str, &str), Fault> {
 }
 
 fn tls_mode(value: &str) -> Result<TlsMode, Fault> {
+    if value == "allow" {
+        return Err(Fault::new(
+            "has sslmode=allow, which is not supported: it encrypts only if the server insists",
+            "write prefer, which encrypts if the server can, or better verify-full",
+        ));
+    }
     TlsMode::ALL.into_iter().find(|mode| mode.as_str() == value).ok_or_else(|| {
         let known = TlsMode::ALL.map(TlsMode::as_str).join(", ");
         Fault::new("has an sslmode that is not known", format!("choose one of {known}"))
@@ -197,9 +208,20 @@ fn tls(mode: Option<TlsMode>, root_cert: Option<String>) -> Result<UpstreamTls, 
             "has sslrootcert=system with an sslmode that does not verify the server's name",
             "write sslmode=verify-full, or leave sslmode out",
         )),
-        Some("system") => Ok(UpstreamTls { mode: TlsMode::VerifyFull, root_cert: None }),
+        Some("system") => Ok(UpstreamTls { mode: TlsMode::VerifyFull, root_cert: None, own_cert: None }),
         Some("") => Err(Fault::new("has an empty sslrootcert", "name a PEM file, or leave sslrootcert out")),
-        path => Ok(UpstreamTls { mode: mode.unwrap_or(TlsMode::Prefer), root_cert: path.map(PathBuf::from) }),
+        path => {
+            let root_cert = path.map(PathBuf::from);
+            Ok(UpstreamTls { mode: mode.unwrap_or(TlsMode::Prefer), root_cert, own_cert: None })
+        }
+    }
+}
+
+fn pair(certificate: Option<PathBuf>, key: Option<PathBuf>) -> Result<Option<(PathBuf, PathBuf)>, Fault> {
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
+        (None, None) => Ok(None),
+        _ => Err(Fault::new("has one of sslcert and sslkey", "name both, or neither")),
     }
 }
 

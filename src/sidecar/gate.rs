@@ -1,7 +1,6 @@
-//! The front door: first packets, login, cancel. Floor 4.
+//! The front door: login, cancel, refusal. Floor 4.
 //!
-//! Every read has a bound and a deadline. In this version a client is believed: the configuration
-//! lets it in from loopback or a Unix socket only.
+//! Every read has a bound and a deadline. How a client comes to be believed is in `entry`.
 
 use std::fmt;
 use std::io;
@@ -9,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::SimpleQueryMessage;
 
@@ -21,21 +20,27 @@ use crate::pool::{CheckoutError, WatchedPool, describe};
 use crate::switch::Io;
 use crate::wire::frame::Direction;
 use crate::wire::reply::{self, SqlState};
-use crate::wire::startup::{self, FirstPacket, Startup, StartupError};
+use crate::wire::scram::ScramError;
+use crate::wire::startup::{FirstPacket, Startup, StartupError};
 use crate::wire::vars;
 
 use super::Hub;
+use super::auth::Origin;
+use super::entry::{first_packet, prove};
 use super::pipe::Pipe;
 use super::session::{Place, Session, Shared, draining, upstream_word};
 
-/// How long a client may take to say who it is.
+/// How long a client may take to say who it is, and to prove it.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client that is turned away may take to hear it.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Somebody at the door.
 pub struct Caller {
-    io: Io,
+    pub(super) io: Io,
+    pub(super) origin: Origin,
+    /// What a proof over its TLS is bound to.
+    pub(super) binding: Option<Arc<[u8]>>,
     from: String,
 }
 
@@ -44,22 +49,41 @@ impl Caller {
     pub fn tcp(stream: TcpStream, from: SocketAddr) -> Self {
         // A socket whose options cannot be set has just died; its next read tells.
         let _ = prepare_socket(&stream);
-        Self { io: Io::Tcp(stream), from: from.to_string() }
+        let origin = if from.ip().to_canonical().is_loopback() { Origin::Near } else { Origin::Far };
+        Self { io: Io::Tcp(stream), origin, binding: None, from: from.to_string() }
     }
 
     /// Over a Unix socket.
     pub fn unix(stream: UnixStream) -> Self {
-        Self { io: Io::Unix(stream), from: "unix".to_owned() }
+        Self { io: Io::Unix(stream), origin: Origin::Socket, binding: None, from: "unix".to_owned() }
+    }
+
+    /// Whether what it says cannot be read on the way.
+    pub(super) fn is_encrypted(&self) -> bool {
+        matches!(self.io, Io::Served(_))
     }
 }
 
 /// Why a caller is turned away.
-enum Turned {
+pub(super) enum Turned {
     /// It hung up, or the system did.
     Gone,
     /// It did not say who it is in time.
     Late,
     Packet(StartupError),
+    /// The TLS handshake failed.
+    Handshake(String),
+    /// It has to speak TLS, and does not.
+    Unencrypted,
+    /// Its proof cannot be read, or is bound to another channel.
+    Scram(ScramError),
+    /// Its proof is wrong. Why is not for the client.
+    Password {
+        user: String,
+        why: &'static str,
+    },
+    /// The server could not be asked for its verifier.
+    Unanswered,
     TooManyClients(usize),
     TooManyCallers,
     TooManyPools,
@@ -79,12 +103,18 @@ impl From<StartupError> for Turned {
     }
 }
 
+impl From<ScramError> for Turned {
+    fn from(error: ScramError) -> Self {
+        Turned::Scram(error)
+    }
+}
+
 /// Lets a caller in, and serves it to its end; or passes its cancel request on; or turns it away.
 pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
     let Ok(doorstep) = hub.doorstep.try_acquire() else {
         return turn_away(&hub, caller, Turned::TooManyCallers).await;
     };
-    let first = tokio::time::timeout(LOGIN_TIMEOUT, first_packet(&mut caller.io)).await;
+    let first = tokio::time::timeout(LOGIN_TIMEOUT, knock(&hub, &mut caller)).await;
     drop(doorstep);
     let startup = match first {
         Ok(Ok(FirstPacket::Startup(startup))) => startup,
@@ -114,37 +144,18 @@ pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
     }
 }
 
-/// Reads first packets until one is not about encryption, which is declined.
-async fn first_packet(io: &mut Io) -> Result<FirstPacket, Turned> {
-    // SSLRequest and GSSENCRequest are each answered once, as Postgres does; more is a loop.
-    let mut declined = Vec::new();
-    loop {
-        let mut length = [0; 4];
-        io.read_exact(&mut length).await?;
-        let mut body = vec![0; startup::body_length(length)?];
-        io.read_exact(&mut body).await?;
-        match startup::parse(&body)? {
-            again @ (FirstPacket::Ssl | FirstPacket::Gss) if declined.contains(&again) => {
-                return Err(StartupError::Unsupported("encryption was asked for again").into());
-            }
-            asked @ (FirstPacket::Ssl | FirstPacket::Gss) => {
-                decline(io).await?;
-                declined.push(asked);
-            }
-            other => return Ok(other),
+/// What a caller wants; if it wants to be let in, it has proved to be who it says.
+async fn knock(hub: &Hub, caller: &mut Caller) -> Result<FirstPacket, Turned> {
+    let first = first_packet(hub, caller).await?;
+    if let FirstPacket::Startup(startup) = &first {
+        if hub.credentials.demands_tls(caller.origin) && !caller.is_encrypted() {
+            return Err(Turned::Unencrypted);
+        }
+        if hub.credentials.demands_password() {
+            prove(hub, caller, &startup.user).await?;
         }
     }
-}
-
-/// Says no to encryption. What was sent before the answer may be anybody's, and is refused.
-async fn decline(io: &mut Io) -> Result<(), Turned> {
-    let hurried = io.has_unread();
-    io.write_all(b"N").await?;
-    if hurried {
-        let why = "bytes were sent before the request for encryption was answered";
-        return Err(StartupError::Malformed(why).into());
-    }
-    Ok(())
+    Ok(first)
 }
 
 /// Finds or opens the pool, and greets the client with what its server said.
@@ -188,6 +199,7 @@ async fn log_in(
     reply::backend_key_data(&mut greeting, id.0, shared.secret);
     reply::ready_for_query(&mut greeting);
     caller.io.write_all(&greeting).await?;
+    caller.io.flush().await?;
     Ok((pool, holder))
 }
 
@@ -298,6 +310,29 @@ async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
         Turned::Packet(error) => {
             (Refusal::Protocol, Some(reply::fatal(SqlState::ProtocolViolation, &error.to_string(), None)))
         }
+        Turned::Handshake(_) => (Refusal::Tls, None),
+        Turned::Unencrypted => {
+            let hint = "Connect with sslmode=require, or better verify-full.";
+            (
+                Refusal::Tls,
+                Some(reply::fatal(SqlState::InvalidAuthorization, &turned.to_string(), Some(hint))),
+            )
+        }
+        Turned::Scram(error) => {
+            let state = match error {
+                ScramError::Malformed(_) => SqlState::ProtocolViolation,
+                ScramError::NotBound | ScramError::Wrong => SqlState::InvalidAuthorization,
+            };
+            (Refusal::Protocol, Some(reply::fatal(state, &error.to_string(), None)))
+        }
+        Turned::Password { user, .. } => {
+            let message = format!("password authentication failed for user \"{user}\"");
+            (Refusal::Password, Some(reply::fatal(SqlState::InvalidPassword, &message, None)))
+        }
+        Turned::Unanswered => {
+            let hint = Some("pgleash's log tells why.");
+            (Refusal::Upstream, Some(reply::fatal(SqlState::ConnectionFailure, &turned.to_string(), hint)))
+        }
         Turned::TooManyClients(_) | Turned::TooManyCallers | Turned::TooManyPools => {
             let hint = "Raise pool.max_clients, or look for clients that do not disconnect.";
             let word = reply::fatal(SqlState::TooManyConnections, &turned.to_string(), Some(hint));
@@ -316,6 +351,7 @@ async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
     if let Some(word) = word {
         let telling = async {
             caller.io.write_all(&word).await?;
+            caller.io.flush().await?;
             caller.io.shutdown().await
         };
         let _ = tokio::time::timeout(LAST_WORD, telling).await;
@@ -326,8 +362,15 @@ impl fmt::Display for Turned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Turned::Gone => f.write_str("the client hung up"),
-            Turned::Late => write!(f, "no startup packet within {} s", LOGIN_TIMEOUT.as_secs()),
+            Turned::Late => write!(f, "not logged in within {} s", LOGIN_TIMEOUT.as_secs()),
             Turned::Packet(error) => error.fmt(f),
+            Turned::Handshake(why) => write!(f, "TLS handshake failed: {why}"),
+            Turned::Unencrypted => f.write_str("pgleash lets in encrypted connections only (tls.mode)"),
+            Turned::Scram(error) => error.fmt(f),
+            Turned::Password { user, why } => {
+                write!(f, "password authentication failed for user {user:?}: {why}")
+            }
+            Turned::Unanswered => f.write_str("the server cannot be asked for the password"),
             Turned::TooManyClients(limit) => {
                 write!(f, "too many clients: pool.max_clients = {limit} are connected")
             }

@@ -20,6 +20,7 @@ use crate::pool::{WatchedPool, WeakPool, describe};
 use crate::snapshot::Snapshot;
 use crate::wire::vars::Vars;
 
+use super::auth::Credentials;
 use super::relay::Orders;
 use super::session::Shared;
 
@@ -29,6 +30,8 @@ pub struct Hub {
     pub config: Config,
     /// Where facts go.
     pub sink: Arc<dyn Sink>,
+    /// What clients are let in by.
+    pub credentials: Credentials,
     /// What is shared with the keeper.
     pub watch: Arc<Watch>,
     /// Places for callers that have not sent their first packet; they hold a descriptor each.
@@ -68,9 +71,10 @@ impl Hub {
     const RETRY: Duration = Duration::from_secs(1);
 
     /// No pool and no client yet.
-    pub fn new(config: Config, target: Target, sink: Arc<dyn Sink>) -> Self {
+    pub fn new(config: Config, target: Target, credentials: Credentials, sink: Arc<dyn Sink>) -> Self {
         Self {
             sink,
+            credentials,
             watch: Arc::default(),
             doorstep: Semaphore::new(config.max_clients.max(64)),
             lingering: Semaphore::new(config.policy.size.max(16)),

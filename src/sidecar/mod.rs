@@ -1,6 +1,8 @@
 //! The sidecar: bind, spawn, serve, drain. Floor 4.
 
 pub mod admin;
+pub mod auth;
+mod entry;
 pub mod gate;
 mod hub;
 pub mod pipe;
@@ -28,6 +30,7 @@ use crate::pool::borrower;
 use crate::telemetry::Telemetry;
 use crate::tls::{self, TlsMode};
 
+use auth::Credentials;
 pub use hub::Hub;
 
 /// Why the sidecar did not start, or could not go on.
@@ -44,6 +47,8 @@ pub enum RunError {
     },
     /// The TLS configuration does not work.
     Tls(String),
+    /// Certificates or users cannot be used.
+    Credentials(String),
     /// The system refused a thread or a signal handler.
     System(io::Error),
 }
@@ -59,6 +64,7 @@ impl fmt::Display for RunError {
                 Ok(())
             }
             RunError::Tls(why) => write!(f, "upstream.url: {why}"),
+            RunError::Credentials(why) => f.write_str(why),
             RunError::System(error) => write!(f, "the system refused: {error}"),
         }
     }
@@ -81,11 +87,12 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<Outcome, R
     // The clock starts here.
     clock::now();
     let target = target(&config)?;
+    let credentials = Credentials::load(&config, &target).map_err(RunError::Credentials)?;
     let door = Door::bind(&config.listen).await?;
     let admin = bind_admin(&config)?;
     let mut signals = Signals::new().map_err(RunError::System)?;
 
-    let hub = Arc::new(Hub::new(config, target, telemetry.clone()));
+    let hub = Arc::new(Hub::new(config, target, credentials, telemetry.clone()));
     let admin = admin::spawn(admin, hub.clone(), telemetry.clone()).map_err(RunError::System)?;
     let keeper = {
         let hub = Arc::clone(&hub);
@@ -100,6 +107,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<Outcome, R
 
     tokio::select! {
         () = door.serve(&hub) => {}
+        () = auth::follow(&hub) => {}
         () = signals.stop() => {}
     }
     drop(door);
@@ -141,7 +149,7 @@ fn target(config: &Config) -> Result<Target, RunError> {
             if mode == TlsMode::Prefer { Tls::Prefer(connector) } else { Tls::Require(connector) }
         }
     };
-    Ok(Target { postgres: config.upstream.postgres.clone(), tls })
+    Ok(Target { postgres: config.upstream.postgres.clone(), tls, passwords: Arc::default() })
 }
 
 fn bind_admin(config: &Config) -> Result<StdTcpListener, RunError> {

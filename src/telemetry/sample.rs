@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use crate::event::{
-    CloseReason, Event, Evidence, Reason, RecycleAction, RecycleOutcome, Refusal, Resolution, Suppression,
+    CloseReason, Credential, Event, Evidence, Reason, RecycleAction, RecycleOutcome, Refusal, Resolution,
+    Suppression,
 };
 use crate::ids::{CheckoutId, ConnId, Holder, PoolKey, SessionId};
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot, Snapshot};
@@ -96,6 +97,12 @@ pub fn events() -> Vec<Event> {
             reason: Refusal::Protocol,
             client: "10.1.4.99:51000".to_owned(),
             detail: "the first packet says 1195725856 bytes; at most 10000 are allowed".to_owned(),
+        },
+        Event::CredentialsReloaded { what: Credential::Users, detail: "12 users".to_owned() },
+        Event::CredentialsKept {
+            what: Credential::Certificate,
+            detail: "tls.key = /etc/pgleash/tls.key: it is not the key of the certificate in tls.cert"
+                .to_owned(),
         },
         Event::LabelFolded { label: "app" },
         Event::ConnectionClosed {

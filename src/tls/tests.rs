@@ -43,7 +43,7 @@ fn server(name: &str, authority: &Authority) -> TlsAcceptor {
 /// Connects to `host`, where `server` answers; whether we trust it.
 async fn trusts(mode: TlsMode, root: Option<&NamedTempFile>, host: &str, server: &TlsAcceptor) -> bool {
     let root_cert = root.map(|file| file.path().to_owned());
-    let mut connector = connector(&UpstreamTls { mode, root_cert }).unwrap();
+    let mut connector = connector(&UpstreamTls { mode, root_cert, own_cert: None }).unwrap();
     let connect = MakeTlsConnect::<DuplexStream>::make_tls_connect(&mut connector, host).unwrap();
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let (ours, _) = tokio::join!(connect.connect(ours), server.accept(theirs));
@@ -77,7 +77,7 @@ async fn each_mode_verifies_what_libpq_verifies() {
 #[test]
 fn a_root_certificate_that_is_of_no_use_is_refused_by_name() {
     let refusal = |path: &Path| {
-        let tls = UpstreamTls { mode: TlsMode::VerifyCa, root_cert: Some(path.to_owned()) };
+        let tls = UpstreamTls { mode: TlsMode::VerifyCa, root_cert: Some(path.to_owned()), own_cert: None };
         connector(&tls).err().map(|error| error.to_string()).unwrap()
     };
     let empty = pem_file("nothing here\n");
@@ -89,6 +89,7 @@ fn a_root_certificate_that_is_of_no_use_is_refused_by_name() {
 
 #[test]
 fn a_root_certificate_is_not_read_where_nothing_is_encrypted() {
-    let tls = UpstreamTls { mode: TlsMode::Disable, root_cert: Some("/nowhere/ca.pem".into()) };
+    let tls =
+        UpstreamTls { mode: TlsMode::Disable, root_cert: Some("/nowhere/ca.pem".into()), own_cert: None };
     assert!(connector(&tls).is_ok());
 }

@@ -17,7 +17,7 @@ closed_set! {
         ConnectionFailure => "08006",
         /// A malformed packet or frame.
         ProtocolViolation => "08P01",
-        /// A login without a user.
+        /// A login without a user, or unencrypted where that may not be.
         InvalidAuthorization => "28000",
         /// The server wants a password that pgleash does not have.
         InvalidPassword => "28P01",
@@ -67,6 +67,26 @@ fn error_fields(
 /// AuthenticationOk.
 pub fn authentication_ok(out: &mut Vec<u8>) {
     out.extend(framed(b'R', &0_u32.to_be_bytes()));
+}
+
+/// AuthenticationSASL: the mechanisms to choose from.
+pub fn authentication_sasl(mechanisms: &[&str]) -> Vec<u8> {
+    let mut body = 10_u32.to_be_bytes().to_vec();
+    for mechanism in mechanisms {
+        cstr(&mut body, mechanism);
+    }
+    body.push(0);
+    framed(b'R', &body)
+}
+
+/// AuthenticationSASLContinue.
+pub fn authentication_sasl_continue(message: &str) -> Vec<u8> {
+    framed(b'R', &[&11_u32.to_be_bytes(), message.as_bytes()].concat())
+}
+
+/// AuthenticationSASLFinal.
+pub fn authentication_sasl_final(message: &str) -> Vec<u8> {
+    framed(b'R', &[&12_u32.to_be_bytes(), message.as_bytes()].concat())
 }
 
 /// ParameterStatus.

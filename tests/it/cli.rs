@@ -110,7 +110,7 @@ fn errors_of_all_layers_are_reported_together() {
         .env("PGLEASH_POOL_MODES", "session")
         .run();
     ran.is_refused(&[
-        "has 6 errors",
+        "has 7 errors",
         "pgleash.toml:2: pool.size = 0: is too small",
         "pgleash.toml:3: no such key: pool.sizes",
         "did you mean pool.size?",

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails to unwrap has failed")]
 #![allow(clippy::disallowed_methods, reason = "tests stand outside the process whose clock it is")]
 
+mod auth;
 mod bad_input;
 mod cli;
+mod client_tls;
 mod deaths;
 mod differential;
 mod faults;

@@ -16,10 +16,12 @@ impl Sink for Told {
 
 fn hub(max_clients: usize) -> (Hub, Arc<Told>) {
     let upstream = Upstream::parse("postgres://app@127.0.0.1:1/app").unwrap();
-    let target = Target { postgres: upstream.postgres.clone(), tls: Tls::Disable };
+    let target = Target { postgres: upstream.postgres.clone(), tls: Tls::Disable, passwords: Arc::default() };
     let told = Arc::new(Told::default());
     let sink: Arc<dyn Sink> = told.clone();
-    (Hub::new(Config { max_clients, ..Config::new(upstream) }, target, sink), told)
+    let config = Config { max_clients, ..Config::new(upstream) };
+    let credentials = Credentials::load(&config, &target).unwrap();
+    (Hub::new(config, target, credentials, sink), told)
 }
 
 fn vars(value: &str) -> Vars {

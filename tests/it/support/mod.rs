@@ -3,6 +3,7 @@
 pub mod endpoint;
 pub mod leash;
 pub mod metrics;
+pub mod psql;
 pub mod raw;
 pub mod server;
 pub mod tls;
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 pub use self::endpoint::{Endpoint, Session, sqlstate};
 pub use self::leash::{Leash, Mode, Setup};
+pub use self::psql::Psql;
 pub use self::server::{Database, Server};
 
 /// How long anything may take that should happen soon.

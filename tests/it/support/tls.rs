@@ -1,9 +1,10 @@
 //! Certificates for a server that speaks TLS.
 
 use std::io::Write;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::NamedTempFile;
 
 /// An authority that signs certificates, and its own in a file as `sslrootcert` names one.
@@ -39,8 +40,22 @@ impl Authority {
     /// A certificate for a server of this name.
     pub fn identity(&self, name: &str) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        // With its authority's name OpenSSL would take it for its own issuer.
+        params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+}
+
+impl Identity {
+    /// Writes it where `tls.cert` and `tls.key` may name it: `name.crt` and `name.key`.
+    pub fn write(&self, directory: &Path, name: &str) -> (PathBuf, PathBuf) {
+        let paths = (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
+        std::fs::write(&paths.0, &self.certificate).unwrap();
+        std::fs::write(&paths.1, &self.key).unwrap();
+        // libpq refuses a key that others may read.
+        std::fs::set_permissions(&paths.1, std::fs::Permissions::from_mode(0o600)).unwrap();
+        paths
     }
 }
