@@ -74,6 +74,6 @@ fn look_at_password(loaded: &Loaded, report: &mut Report) {
     }
 }
 
-fn is_readable_by_others(path: &Path) -> bool {
+pub(super) fn is_readable_by_others(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }

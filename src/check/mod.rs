@@ -3,6 +3,7 @@
 //! What can be tried is tried: it opens connections as the sidecar does, and cancels and terminates a
 //! session of its own.
 
+mod door;
 mod machine;
 mod server;
 
@@ -96,6 +97,7 @@ impl fmt::Display for Report {
 pub async fn check(loaded: &Loaded) -> Report {
     let mut report = Report::default();
     machine::look(loaded, &mut report);
+    door::look(loaded, &mut report);
     server::look(&loaded.config, &mut report).await;
     report
 }

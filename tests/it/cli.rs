@@ -3,12 +3,15 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
 use tempfile::TempDir;
 
 use crate::support::Server;
+use crate::support::tls::Authority;
 use crate::support::server::{LOCKED_PASSWORD, free_port};
 
 /// The program, about to be run in an empty directory with no configuration around it.
@@ -258,6 +261,38 @@ fn a_check_sees_a_port_that_is_taken_and_a_log_that_cannot_be() {
     assert_eq!(ran.code, Some(1));
     assert!(findings(&ran, "warn")[0].1.contains("is taken"), "{}", ran.stdout);
     assert!(findings(&ran, "fail")[0].1.contains("/nowhere/at does not exist"), "{}", ran.stdout);
+}
+
+#[test]
+fn a_check_looks_at_users_and_certificates() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().unwrap();
+    let (cert, key) = authority.identity("localhost").write(directory.path(), "door");
+    let (old, old_key) = authority.identity_until("localhost", 2020).write(directory.path(), "old");
+    let users = directory.path().join("users.toml");
+    fs::write(&users, "app = \"hunter2\"\n").unwrap();
+    fs::set_permissions(&users, fs::Permissions::from_mode(0o644)).unwrap();
+    let nobody = format!("postgres://app@127.0.0.1:{}/shop", free_port());
+    let look = |cert: &Path, key: &Path| {
+        let users = format!("auth.users={}", users.display());
+        let (cert, key) = (format!("tls.cert={}", cert.display()), format!("tls.key={}", key.display()));
+        check(&nobody, &["auth.method=scram-sha-256", &users, &cert, &key])
+    };
+    let says = |ran: &Ran, verdict: &str, about: &str, clue: &str| {
+        let found = findings(ran, verdict).iter().any(|(whom, what)| whom == about && what.contains(clue));
+        assert!(found, "{verdict} {about} {clue}:\n{}{}", ran.stdout, ran.stderr);
+    };
+    let ran = look(&cert, &key);
+    says(&ran, "ok", "auth", "SCRAM-SHA-256");
+    says(&ran, "ok", "auth.users", "1 with a password, 0 with a verifier");
+    says(&ran, "warn", "auth.users", "others may read");
+    says(&ran, "ok", "certificate", "the key fits the certificate");
+    says(&look(&old, &old_key), "fail", "certificate", "has expired at 2020-01-01");
+    says(&look(&cert, &old_key), "fail", "certificate", "it is not the key of the certificate");
+    fs::write(&users, "app = hunter2\n").unwrap();
+    let ran = look(&cert, &key);
+    says(&ran, "fail", "auth.users", "line 1: not TOML");
+    assert!(!ran.stdout.contains("hunter2"), "{}", ran.stdout);
 }
 
 #[test]

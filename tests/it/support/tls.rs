@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{date_time_ymd, BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::NamedTempFile;
 
 /// An authority that signs certificates, and its own in a file as `sslrootcert` names one.
@@ -39,10 +39,16 @@ impl Authority {
 
     /// A certificate for a server of this name.
     pub fn identity(&self, name: &str) -> Identity {
+        self.identity_until(name, 2099)
+    }
+
+    /// The same, that ends with the beginning of this year.
+    pub fn identity_until(&self, name: &str, year: i32) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         // With its authority's name OpenSSL would take it for its own issuer.
         params.distinguished_name.push(DnType::CommonName, name);
+        params.not_after = date_time_ymd(year, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Identity { certificate: certificate.pem(), key: key.serialize_pem() }
     }
