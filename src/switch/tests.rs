@@ -295,3 +295,57 @@ async fn a_server_that_sends_no_protocol_ends_the_connection() {
     scene.task.await.unwrap();
     assert!(scene.client.is_closed());
 }
+
+/// Both ends of a TLS connection over TCP; ours as a client is served.
+async fn tls_pair() -> (Io, tokio_rustls::client::TlsStream<TcpStream>) {
+    let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let certificate = key.cert.der().clone();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let ours = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider));
+    let ours = ours.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let secret = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+    let ours = ours.with_single_cert(vec![certificate.clone()], secret).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let theirs = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let theirs = theirs.unwrap().with_root_certificates(roots).with_no_client_auth();
+    let (Io::Tcp(server), client) = tcp().await else { unreachable!() };
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(theirs));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(ours));
+    let (server, client) = tokio::join!(acceptor.accept(server), connector.connect(name, client));
+    (Io::Served(Box::new(server.unwrap())), client.unwrap())
+}
+
+#[tokio::test]
+async fn the_silence_of_a_client_is_seen_through_its_tls() {
+    let (mut io, mut client) = tls_pair().await;
+    assert!(io.is_silent() && !io.has_unread() && !io.has_hung_up(), "nothing has been said");
+
+    client.write_all(b"SELECT 1").await.unwrap();
+    client.flush().await.unwrap();
+    arrived(&io, |io| !io.is_silent()).await;
+    let mut half = [0; 4];
+    io.read_exact(&mut half).await.unwrap();
+    assert!(!io.is_silent(), "the other half is decrypted, and waits though the socket is empty");
+    io.read_exact(&mut half).await.unwrap();
+    assert!(io.is_silent());
+
+    client.shutdown().await.unwrap();
+    drop(client);
+    arrived(&io, Io::has_hung_up).await;
+    assert!(!io.is_silent(), "an end is no silence");
+    assert_eq!(io.read(&mut half).await.unwrap(), 0);
+    assert!(!io.is_silent());
+}
+
+/// Waits for what is on its way through the system.
+async fn arrived(io: &Io, seen: impl Fn(&Io) -> bool) {
+    for _ in 0..10_000 {
+        if seen(io) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    panic!("it does not arrive");
+}

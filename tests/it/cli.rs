@@ -11,8 +11,8 @@ use std::thread;
 use tempfile::TempDir;
 
 use crate::support::Server;
-use crate::support::tls::Authority;
 use crate::support::server::{LOCKED_PASSWORD, free_port};
+use crate::support::tls::Authority;
 
 /// The program, about to be run in an empty directory with no configuration around it.
 struct Program {

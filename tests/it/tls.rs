@@ -144,6 +144,30 @@ async fn a_scram_password_is_proved_with_the_channel_bound_to_it() {
     assert_eq!(code, "28P01", "there is no channel to bind: {said}");
 }
 
+#[tokio::test]
+async fn a_certificate_of_pgleashs_own_is_shown_to_a_server_that_asks() {
+    let (authority, directory) = (Authority::new(), tempfile::tempdir().unwrap());
+    let server = Server::with_tls_for(&authority.identity(NAME), authority.path());
+    let database = server.database().await;
+    let url = |options: &str| {
+        let (root, port) = (authority.path().display(), database.port);
+        format!(
+            "postgres://other@{NAME}:{port}/{}?hostaddr=127.0.0.1&sslmode=verify-full&sslrootcert={root}{options}",
+            database.name
+        )
+    };
+    let shown = |authority: &Authority, name: &str| {
+        let (cert, key) = authority.identity("pgleash").write(directory.path(), name);
+        format!("&sslcert={}&sslkey={}", cert.display(), key.display())
+    };
+    let own = shown(&authority, "own");
+    assert_eq!(served(&url(&own), &database, "other").await, Ok(true));
+    let stranger = shown(&Authority::new(), "stranger");
+    for options in [&stranger, ""] {
+        assert!(served(&url(options), &database, "other").await.is_err(), "{options}");
+    }
+}
+
 async fn statements_and_a_row_of_1_mb_pass(mode: Mode) {
     const BIG: usize = 1024 * 1024;
     let scene = Scene::new().await;

@@ -88,16 +88,21 @@ impl Server {
 
     /// A server of one's own that speaks TLS and shows `identity`.
     pub fn with_tls(identity: &Identity) -> Server {
+        Server::on_free_port(None, |data| speak_tls(data, identity))
+    }
+
+    /// The same, that lets the role `other` in only with a certificate signed by this authority.
+    pub fn with_tls_for(identity: &Identity, authority: &Path) -> Server {
         Server::on_free_port(None, |data| {
-            for (name, text) in [("server.crt", &identity.certificate), ("server.key", &identity.key)] {
-                let path = data.join(name);
-                fs::write(&path, text).unwrap();
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-                give_to_owner(&path);
-            }
+            speak_tls(data, identity);
+            let root = data.join("root.crt");
+            fs::copy(authority, &root).unwrap();
+            give_to_owner(&root);
             let conf = data.join("postgresql.conf");
-            let settings = fs::read_to_string(&conf).unwrap() + "ssl = on\n";
-            fs::write(&conf, settings).unwrap();
+            fs::write(&conf, fs::read_to_string(&conf).unwrap() + "ssl_ca_file = 'root.crt'\n").unwrap();
+            let rules = "hostssl all other 127.0.0.1/32 trust clientcert=verify-ca\n\
+                         host all other 127.0.0.1/32 reject\n";
+            fs::write(data.join("pg_hba.conf"), format!("{rules}{HBA}")).unwrap();
         })
     }
 
@@ -272,6 +277,19 @@ fn open_shared(path: &Path) -> fs::File {
     let file = fs::File::create(path).unwrap();
     give_to_owner(path);
     file
+}
+
+/// Puts a certificate into a data directory.
+fn speak_tls(data: &Path, identity: &Identity) {
+    for (name, text) in [("server.crt", &identity.certificate), ("server.key", &identity.key)] {
+        let path = data.join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        give_to_owner(&path);
+    }
+    let conf = data.join("postgresql.conf");
+    let settings = fs::read_to_string(&conf).unwrap() + "ssl = on\n";
+    fs::write(&conf, settings).unwrap();
 }
 
 fn give_to_owner(path: &Path) {
