@@ -93,17 +93,9 @@ pub fn events() -> Vec<Event> {
             evidence: Evidence { age_seconds: 30.25, idle_seconds: 30.0, ..evidence() },
         },
         Event::ReclaimRegretted { pool: pool.clone(), evidence: evidence(), after_seconds: 1.5 },
-        Event::ClientRefused {
-            reason: Refusal::Protocol,
-            client: "10.1.4.99:51000".to_owned(),
-            detail: "the first packet says 1195725856 bytes; at most 10000 are allowed".to_owned(),
-        },
+        refused(),
         Event::CredentialsReloaded { what: Credential::Users, detail: "12 users".to_owned() },
-        Event::CredentialsKept {
-            what: Credential::Certificate,
-            detail: "tls.key = /etc/pgleash/tls.key: it is not the key of the certificate in tls.cert"
-                .to_owned(),
-        },
+        kept(),
         Event::LabelFolded { label: "app" },
         Event::ConnectionClosed {
             pool,
@@ -116,6 +108,21 @@ pub fn events() -> Vec<Event> {
         Event::Draining { clients: 31, limit_seconds: 30.0 },
         Event::Stopped { drained: true, clients_cut: 0 },
     ]
+}
+
+fn refused() -> Event {
+    Event::ClientRefused {
+        reason: Refusal::Protocol,
+        client: "10.1.4.99:51000".to_owned(),
+        detail: "the first packet says 1195725856 bytes; at most 10000 are allowed".to_owned(),
+    }
+}
+
+fn kept() -> Event {
+    Event::CredentialsKept {
+        what: Credential::Certificate,
+        detail: "tls.key = /etc/pgleash/tls.key: it is not the key of the certificate in tls.cert".to_owned(),
+    }
 }
 
 /// A full pool with leaks, and a quiet one.
