@@ -126,6 +126,13 @@ closed_set! {
         ServerLost => "server_lost",
         /// It could not be reset in time, or was left in mid-protocol.
         Unclean => "unclean",
+        /// The pool was made smaller.
+        Resized => "resized",
+        /// Its server is not the one that is asked for any more: `upstream.url` was changed, or the server
+        /// does not fit `target_session_attrs` any more.
+        Replaced => "replaced",
+        /// pgleash is paused.
+        Paused => "paused",
         /// pgleash is stopping.
         Shutdown => "shutdown",
     }
@@ -296,6 +303,39 @@ pub enum Event {
         sqlstate: String,
         detail: String,
     },
+    /// The upstream server can be reached again.
+    UpstreamRecovered {
+        pool: PoolKey,
+        down_seconds: f64,
+        attempts: u64,
+    },
+    /// The configuration was read again, and differs: `changed` is in force, each as `key: old -> new`;
+    /// `needs_restart` has the keys whose new value is not.
+    Reloaded {
+        changed: Vec<String>,
+        needs_restart: Vec<&'static str>,
+    },
+    /// The configuration was read again, and is wrong: all of what was in force still is.
+    ReloadRefused {
+        problems: Vec<String>,
+    },
+    /// An administrator paused it: new checkouts wait.
+    Paused {
+        checkouts: usize,
+    },
+    /// An administrator resumed it.
+    Resumed {
+        waiting: usize,
+    },
+    /// The listening sockets came from a running pgleash, which has stopped accepting.
+    TookOver {
+        listen: String,
+    },
+    /// The listening sockets went to another pgleash, and no client comes here any more.
+    HandedOver {
+        clients: usize,
+        limit_seconds: f64,
+    },
     /// A label value beyond the bound was counted as `other`.
     LabelFolded {
         label: &'static str,
@@ -307,12 +347,14 @@ impl Event {
     pub fn level(&self) -> Level {
         match self {
             Event::CheckedOut { .. } | Event::CheckedIn { .. } | Event::LabelFolded { .. } => Level::Debug,
-            Event::CheckoutTimeout { .. } | Event::UpstreamFailed { .. } | Event::ReclaimRegretted { .. } => {
-                Level::Error
-            }
+            Event::CheckoutTimeout { .. }
+            | Event::UpstreamFailed { .. }
+            | Event::ReclaimRegretted { .. }
+            | Event::ReloadRefused { .. } => Level::Error,
             Event::LeakDetected { .. } | Event::ReclaimSuppressed { .. } | Event::ClientRefused { .. } => {
                 Level::Warn
             }
+            Event::Reloaded { needs_restart, .. } if !needs_restart.is_empty() => Level::Warn,
             Event::Recycled { outcome, .. } if *outcome == RecycleOutcome::BackendLingers => Level::Error,
             Event::Started { .. }
             | Event::Draining { .. }
@@ -321,6 +363,12 @@ impl Event {
             | Event::ConnectionOpened { .. }
             | Event::ConnectionClosed { .. }
             | Event::LeakResolved { .. }
+            | Event::UpstreamRecovered { .. }
+            | Event::Reloaded { .. }
+            | Event::Paused { .. }
+            | Event::Resumed { .. }
+            | Event::TookOver { .. }
+            | Event::HandedOver { .. }
             | Event::Recycled { .. } => Level::Info,
         }
     }

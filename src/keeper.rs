@@ -95,7 +95,7 @@ impl Keeper {
     /// One look at one pool; when the next is due.
     fn look_at(&self, pool: &WatchedPool, now: Moment) -> Option<Moment> {
         let inner = pool.inner();
-        let sweep = inner.ledger().sweep(&inner.policy, now);
+        let sweep = inner.ledger().sweep(&inner.policy.load(), now);
         for event in sweep.events {
             inner.sink.emit(event);
         }
@@ -113,7 +113,7 @@ impl Keeper {
         if !due.leash.as_ref().confirm(due.seen) {
             return due.leash.0.waker.wake();
         }
-        let because = if pool.inner().policy.action == Action::Observe {
+        let because = if pool.inner().policy.load().action == Action::Observe {
             Some(Suppression::Observe)
         } else if self.watch.is_disarmed() {
             Some(Suppression::Draining)
@@ -158,11 +158,12 @@ impl Keeper {
 /// Takes the connection from its holder, if the budget allows and nobody has moved.
 fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
     let inner = pool.inner();
+    let policy = inner.policy.load();
     let mut reclaims = inner.reclaims.lock().unwrap_or_else(PoisonError::into_inner);
-    while reclaims.front().is_some_and(|at| now.since(*at) >= inner.policy.budget.per) {
+    while reclaims.front().is_some_and(|at| now.since(*at) >= policy.budget.per) {
         reclaims.pop_front();
     }
-    if reclaims.len() >= inner.policy.budget.allowance(inner.policy.size) {
+    if reclaims.len() >= policy.budget.allowance(policy.size) {
         drop(reclaims);
         return suppress(pool, due, Suppression::Budget);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Upstream;
 use super::field::{Field, address, budget, listen, log_target, show_budget, show_duration};
-use crate::policy::{Action, PoolMode};
+use crate::policy::{Action, Policy, PoolMode};
 
 /// Every key, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
@@ -93,7 +93,7 @@ pub const KEYS: &[Key] = &[
         field: Field::Count {
             unit: "connections",
             min: 1,
-            max: 10_000,
+            max: Policy::MAX_SIZE,
             at: |config| &mut config.policy.size,
         },
     },

@@ -16,6 +16,7 @@ use crate::activity::{Activity, Observed};
 use crate::event::{CloseReason, Event, Evidence, Reason, Resolution, Suppression};
 use crate::forecast::Forecast;
 use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey};
+use crate::policy::Policy;
 use crate::wire::pin::Pin;
 
 use self::peaks::Peaks;
@@ -304,17 +305,28 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         }
     }
 
-    /// Idle connections that are past their life, or have been idle for `idle_timeout`.
-    pub fn spent(&self, idle_timeout: Duration, now: Moment) -> HashMap<ConnId, CloseReason> {
-        let idle = self.conns.iter().filter(|(_, conn)| conn.place == Place::Idle);
-        idle.filter_map(|(id, conn)| {
-            if conn.expires <= now {
-                Some((*id, CloseReason::MaxLifetime))
+    /// Idle connections that are past their life, have been idle for `idle_timeout`, or are more than a
+    /// pool of this size may have: of those the ones that have been idle for longest.
+    pub fn spent(&self, policy: &Policy, now: Moment) -> HashMap<ConnId, CloseReason> {
+        let mut idle: Vec<_> = self.conns.iter().filter(|(_, conn)| conn.place == Place::Idle).collect();
+        idle.sort_by_key(|(_, conn)| conn.idle_since);
+        let lent = self.counts[Place::Lent(CheckoutId(0)).kind()];
+        let mut surplus = (idle.len() + lent + self.dialling).saturating_sub(policy.size);
+        let mut spent = HashMap::new();
+        for (id, conn) in idle {
+            let reason = if conn.expires <= now {
+                CloseReason::MaxLifetime
+            } else if now.since(conn.idle_since) >= policy.idle_timeout {
+                CloseReason::IdleTimeout
+            } else if surplus > 0 {
+                CloseReason::Resized
             } else {
-                (now.since(conn.idle_since) >= idle_timeout).then_some((*id, CloseReason::IdleTimeout))
-            }
-        })
-        .collect()
+                continue;
+            };
+            surplus = surplus.saturating_sub(1);
+            spent.insert(*id, reason);
+        }
+        spent
     }
 
     /// Suspect checkouts that are idle: what is not coming back by itself.

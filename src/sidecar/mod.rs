@@ -1,9 +1,11 @@
 //! The sidecar: bind, spawn, serve, drain. Floor 4.
 
 pub mod admin;
+pub mod cancel;
 pub mod gate;
 mod hub;
 pub mod pipe;
+mod places;
 pub mod relay;
 pub mod session;
 pub mod words;
@@ -20,8 +22,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock;
-use crate::config::{Config, Listen};
-use crate::dial::{Target, Tls};
+use crate::config::{Config, Listen, Upstream};
+use crate::dial::{Outage, Target, Tls};
 use crate::event::{Event, Sink};
 use crate::keeper;
 use crate::pool::borrower;
@@ -114,7 +116,7 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<Outcome, R
 
 /// Stops enforcing, asks the clients to leave, and cuts off those that stay. How many were cut.
 async fn drain(hub: &Arc<Hub>, signals: &mut Signals) -> usize {
-    let limit = hub.config.drain_timeout;
+    let limit = hub.config.load().drain_timeout;
     hub.begin_drain();
     let clients = hub.clients();
     hub.sink.emit(Event::Draining { clients, limit_seconds: limit.as_secs_f64() });
@@ -141,7 +143,8 @@ fn target(config: &Config) -> Result<Target, RunError> {
             if mode == TlsMode::Prefer { Tls::Prefer(connector) } else { Tls::Require(connector) }
         }
     };
-    Ok(Target { postgres: config.upstream.postgres.clone(), tls })
+    let Upstream { postgres, attrs, .. } = &config.upstream;
+    Ok(Target { postgres: postgres.clone(), tls, attrs: *attrs, outage: Outage::none() })
 }
 
 fn bind_admin(config: &Config) -> Result<StdTcpListener, RunError> {

@@ -138,7 +138,16 @@ impl Meters {
     /// The one place where a fact becomes a number.
     pub(super) fn count(&self, event: &Event) {
         match event {
-            Event::Started { .. } | Event::Draining { .. } | Event::Stopped { .. } => {}
+            Event::Started { .. }
+            | Event::Draining { .. }
+            | Event::Stopped { .. }
+            | Event::UpstreamRecovered { .. }
+            | Event::Reloaded { .. }
+            | Event::ReloadRefused { .. }
+            | Event::Paused { .. }
+            | Event::Resumed { .. }
+            | Event::TookOver { .. }
+            | Event::HandedOver { .. } => {}
             Event::PoolOpened { pool, .. } => {
                 if self.pool(pool).label == OTHER {
                     self.folded_pools.increment(1);

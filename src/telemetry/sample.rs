@@ -8,7 +8,7 @@ use crate::event::{
     CloseReason, Event, Evidence, Reason, RecycleAction, RecycleOutcome, Refusal, Resolution, Suppression,
 };
 use crate::ids::{CheckoutId, ConnId, Holder, PoolKey, SessionId};
-use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot, Snapshot};
+use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, FlowState, Limits, PoolSnapshot, Snapshot};
 
 /// The pool that has the leaks.
 pub fn payments() -> PoolKey {
@@ -55,6 +55,7 @@ pub fn events() -> Vec<Event> {
             sqlstate: "08006".to_owned(),
             detail: "connection refused".to_owned(),
         },
+        Event::UpstreamRecovered { pool: pool.clone(), down_seconds: 2.5, attempts: 6 },
         Event::ConnectionOpened { pool: pool.clone(), conn, backend_pid: 23_117, connect_seconds: 0.0042 },
         Event::CheckedOut { pool: pool.clone(), waited_seconds: 0.0003 },
         Event::CheckedIn { pool: pool.clone(), held_seconds: 0.012 },
@@ -106,6 +107,12 @@ pub fn events() -> Vec<Event> {
             age_seconds: 1754.0,
             uses: 90_412,
         },
+        Event::Reloaded { changed: vec!["pool.size: 20 -> 40".to_owned()], needs_restart: vec!["listen"] },
+        Event::ReloadRefused { problems: vec!["pgleash.toml:3: pool.size = 0 is out of range".to_owned()] },
+        Event::Paused { checkouts: 3 },
+        Event::Resumed { waiting: 12 },
+        Event::TookOver { listen: "127.0.0.1:6432".to_owned() },
+        Event::HandedOver { clients: 31, limit_seconds: 30.0 },
         Event::Draining { clients: 31, limit_seconds: 30.0 },
         Event::Stopped { drained: true, clients_cut: 0 },
     ]
@@ -119,6 +126,7 @@ pub fn incident() -> Snapshot {
         action: "reclaim",
         enforcing: true,
         draining: false,
+        flow: FlowState::Open,
         observation_age_seconds: 0.25,
         observed_at_unix_seconds: 1_767_323_045.5,
         clients: 31,

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests stand outside the process whose clock it is")]
 
 mod bad_input;
+mod cancel;
 mod cli;
 mod deaths;
 mod differential;
@@ -11,6 +12,7 @@ mod floors;
 mod leaks;
 mod lifecycle;
 mod malformed;
+mod outage;
 mod pooling;
 mod protocol;
 mod support;

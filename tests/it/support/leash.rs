@@ -278,6 +278,11 @@ impl Leash {
         self.output.errors.lock().unwrap().clone()
     }
 
+    /// This event is part of the story from now on.
+    pub fn tolerate(&mut self, event: &'static str) {
+        self.tolerated.push(event);
+    }
+
     /// Fails if it panicked, or said a warning or an error that is not part of the story.
     pub fn assert_calm(&self) {
         let errors = self.stderr();

@@ -5,6 +5,7 @@ pub mod leash;
 pub mod metrics;
 pub mod raw;
 pub mod server;
+pub mod tap;
 pub mod tls;
 
 use std::future::Future;
