@@ -202,6 +202,8 @@ pub enum Event {
         version: &'static str,
         listen: String,
         admin: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        control: Option<String>,
         action: &'static str,
     },
     /// SIGTERM or SIGINT arrived: enforcement is off, clients are asked to leave.

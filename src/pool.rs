@@ -287,6 +287,16 @@ impl WatchedPool {
         Arc::strong_count(&self.0) == 1 && self.ledger().is_empty()
     }
 
+    /// Checkouts that are out.
+    pub fn held(&self) -> usize {
+        self.ledger().held()
+    }
+
+    /// Clients that wait.
+    pub fn waiting(&self) -> usize {
+        self.ledger().waiting()
+    }
+
     /// Whether it has no connection, and opens none.
     pub fn is_empty(&self) -> bool {
         self.ledger().is_empty()

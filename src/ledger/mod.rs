@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::activity::{Activity, Observed};
+use crate::activity::{Activity, Observed, Phase};
 use crate::event::{CloseReason, Event, Evidence, Reason, Resolution, Suppression};
 use crate::forecast::Forecast;
 use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey};
@@ -294,6 +294,34 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         {
             checkout.mark = Mark::Reclaiming(of);
         }
+    }
+
+    /// The same because a person said so; what is to be told if nothing was said against it before.
+    pub fn reclaiming_by_hand(&mut self, id: CheckoutId, phase: Phase, now: Moment) -> Option<Event> {
+        let checkout = self.checkouts.get_mut(&id)?;
+        if checkout.mark != Mark::Held {
+            self.reclaiming(id);
+            return None;
+        }
+        let reason = match phase {
+            Phase::InTransaction => Reason::IdleInTransaction,
+            Phase::AwaitsClient => Reason::ProtocolWedge,
+            Phase::Held | Phase::InFlight => Reason::IdleSession,
+        };
+        checkout.mark = Mark::Reclaiming(Suspicion { reason, limit: Duration::ZERO });
+        let evidence = self.evidence_of(id, Duration::ZERO, now)?;
+        Some(Event::LeakDetected { pool: self.pool.clone(), reason, evidence })
+    }
+
+    /// How to reach the holder of a checkout, and the process id of its backend; `None` if it is over.
+    pub fn leash_of(&self, id: CheckoutId) -> Option<(L, i32)> {
+        let checkout = self.checkouts.get(&id)?;
+        Some((checkout.leash.clone(), self.conns.get(&checkout.conn)?.backend_pid))
+    }
+
+    /// Checkouts that are out.
+    pub fn held(&self) -> usize {
+        self.checkouts.len()
     }
 
     /// Why the holder lost the connection, and what is said of it; `None` if it has not.

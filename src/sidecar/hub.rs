@@ -25,6 +25,7 @@ use super::cancel::{CancelKey, Desk, Turn};
 use super::places::{Places, Taken};
 use super::relay::Orders;
 use super::session::Shared;
+use super::{RunError, target};
 
 /// The process as its sessions see it.
 pub struct Hub {
@@ -178,6 +179,11 @@ impl Hub {
         self.doorstep.try_take(self.config.load().max_clients.max(64))
     }
 
+    /// Whether everybody who came has said who it is.
+    pub fn is_doorstep_empty(&self) -> bool {
+        self.doorstep.are_free()
+    }
+
     /// A place for a client whose connection was taken and who may come back.
     pub fn linger(&self) -> Option<Taken<'_>> {
         self.lingering.try_take(self.policy.load().size.max(16))
@@ -296,6 +302,56 @@ impl Hub {
             Action::Observe => "observe",
             Action::Reclaim => "reclaim",
         }
+    }
+
+    /// New checkouts wait; connections are closed as they come home, so that the server can be worked on.
+    pub fn pause(&self) -> FlowState {
+        if self.valve.pause() {
+            self.sink.emit(Event::Paused { checkouts: self.checkouts() });
+            self.watch.attention.notify_one();
+        }
+        self.flow()
+    }
+
+    /// New checkouts go on.
+    pub fn resume(&self) -> FlowState {
+        let waiting = self.pools().iter().map(WatchedPool::waiting).sum();
+        if self.valve.resume() {
+            self.sink.emit(Event::Resumed { waiting });
+        }
+        self.flow()
+    }
+
+    /// Checkouts that are out, over all pools.
+    pub fn checkouts(&self) -> usize {
+        self.pools().iter().map(WatchedPool::held).sum()
+    }
+
+    /// Puts a configuration in force, as far as it may change while we run.
+    ///
+    /// # Errors
+    /// The way to the new server cannot be prepared; nothing is changed then.
+    pub fn apply(&self, config: &Config) -> Result<(), RunError> {
+        let moved = config.upstream != self.config.load().upstream;
+        if moved {
+            self.target.store(Arc::new(target(config)?));
+        }
+        self.policy.store(Arc::new(config.policy.clone()));
+        self.config.store(Arc::new(config.clone()));
+        // A pool that is made from here on, under this lock, is made of the new ones.
+        let opening = lock(&self.opening);
+        let target = self.target.load();
+        let mut pools = self.pools();
+        pools.extend(opening.values().filter_map(WeakPool::upgrade));
+        for pool in &pools {
+            if moved {
+                pool.retarget(&target);
+            }
+            pool.resize();
+        }
+        drop(opening);
+        self.watch.attention.notify_one();
+        Ok(())
     }
 
     /// Whether new checkouts go on, and if not, whether any server connection is left.

@@ -14,6 +14,13 @@ impl Places {
     }
 }
 
+impl Places {
+    /// Whether no place is taken.
+    pub fn are_free(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+}
+
 /// A place that is taken.
 #[derive(Debug)]
 pub struct Taken<'a>(&'a AtomicUsize);

@@ -260,7 +260,8 @@ impl Session {
         checkout.recycle(Some(wire), plan, Resolution::Reclaimed, None);
         let taken = clock::now();
         if ended.client_at_boundary {
-            self.last_word(&reclaimed(reason)).await;
+            let by_hand = evidence.limit_seconds == 0.0;
+            self.last_word(&reclaimed(reason, if by_hand { Asked::ByHand } else { Asked::ByLimit })).await;
         }
         self.watch_for_regret(evidence, taken).await;
     }
@@ -432,28 +433,29 @@ fn lost() -> Vec<u8> {
     reply::fatal(SqlState::ConnectionFailure, "the upstream server closed the connection unexpectedly", None)
 }
 
-fn reclaimed(reason: Reason) -> Vec<u8> {
+/// Who asked for a reclaim.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    ByLimit,
+    ByHand,
+}
+
+fn reclaimed(reason: Reason, asked: Asked) -> Vec<u8> {
     let (state, message) = match reason {
-        Reason::IdleSession => (
-            SqlState::IdleSessionTimeout,
-            "terminating connection: taken back by pgleash, idle session held for longer than leaks.idle_session",
-        ),
-        Reason::ProtocolWedge => (
-            SqlState::ProtocolViolation,
-            "terminating connection: taken back by pgleash, the server waited in mid-protocol for the client",
-        ),
+        Reason::IdleSession => {
+            (SqlState::IdleSessionTimeout, "idle session held for longer than leaks.idle_session")
+        }
+        Reason::ProtocolWedge => {
+            (SqlState::ProtocolViolation, "the server waited in mid-protocol for the client")
+        }
         _ => (
             SqlState::IdleInTransactionTimeout,
-            "terminating connection: taken back by pgleash, idle in transaction for longer than \
-             leaks.idle_in_transaction",
+            "idle in transaction for longer than leaks.idle_in_transaction",
         ),
     };
-    reply::fatal(
-        state,
-        message,
-        Some(
-            "The transaction, if any, was rolled back. Look for a code path that does not \
-         return its connection.",
-        ),
-    )
+    let message = if asked == Asked::ByHand { "an administrator asked for it" } else { message };
+    let message = format!("terminating connection: taken back by pgleash, {message}");
+    let hint = "The transaction, if any, was rolled back. Look for a code path that does not return its \
+                connection.";
+    reply::fatal(state, &message, Some(hint))
 }

@@ -47,6 +47,7 @@ pub fn events() -> Vec<Event> {
             version: "0.1.0",
             listen: "127.0.0.1:6432".to_owned(),
             admin: "127.0.0.1:9632".to_owned(),
+            control: None,
             action: "reclaim",
         },
         Event::PoolOpened { pool: pool.clone(), size: 20 },

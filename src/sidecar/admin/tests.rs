@@ -1,6 +1,9 @@
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -271,7 +274,7 @@ fn many_clients_are_served_at_once() {
 }
 
 struct Running {
-    server: AdminServer,
+    server: HttpServer,
     address: SocketAddr,
     source: Arc<Incident>,
     telemetry: Arc<Telemetry>,
@@ -289,7 +292,7 @@ impl Running {
         let source = Arc::new(Incident::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let app = App { source: Arc::clone(&source) as Arc<dyn Source>, telemetry: Arc::clone(&telemetry) };
-        let server = spawn_bounded(listener, router(app), bounds).unwrap();
+        let server = spawn_bounded("admin", listener, router(app), bounds).unwrap();
         let address = server.address();
         Self { server, address, source, telemetry }
     }
