@@ -37,42 +37,42 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "control",
-        default: Some(""),
+        default: Some("off"),
         doc: "Where pause, resume, reload and the reclaim of a checkout are asked for over HTTP, by whoever shows \
-              the token; nowhere if it is empty.",
+              the token.",
         secret: false,
         flag: None,
         field: Field::Text {
-            form: "empty, or a loopback address and port, such as 127.0.0.1:9633 (port 0: any free one)",
+            form: "off, or a loopback address and port, such as 127.0.0.1:9633 (port 0: any free one)",
             set: |config, text| optional(text, address).map(|value| config.control = value),
-            show: |config| config.control.map_or_else(String::new, |address| address.to_string()),
+            show: |config| config.control.map_or_else(|| OFF.to_owned(), |address| address.to_string()),
         },
     },
     Key {
         name: "control_token",
-        default: Some(""),
+        default: Some("off"),
         doc: "What a request to control must show: Authorization: Bearer and this. Better kept out of this \
               file: set PGLEASH_CONTROL_TOKEN, or name a file.",
         secret: true,
         flag: None,
         field: Field::Text {
-            form: "empty, 16 to 1024 letters, digits and signs, or file: and the path of a file that holds them",
+            form: "off, 16 to 1024 letters, digits and signs, or file: and the path of a file that holds them",
             set: |config, text| optional(text, Token::parse).map(|value| config.control_token = value),
-            show: |config| if config.control_token.is_some() { "***".to_owned() } else { String::new() },
+            show: |config| config.control_token.as_ref().map_or(OFF, |_| "***").to_owned(),
         },
     },
     Key {
         name: "handover",
-        default: Some(""),
+        default: Some("off"),
         doc: "The path of a Unix socket through which a second pgleash of the same user, started with the same \
-              path, takes over the listening sockets, so that an upgrade drops no client; none if it is empty.",
+              path, takes over the listening sockets, so that an upgrade drops no client.",
         secret: false,
         flag: None,
         field: Field::Text {
-            form: "empty, or a path, such as /run/pgleash/handover.sock",
+            form: "off, or a path, such as /run/pgleash/handover.sock",
             set: |config, text| optional(text, |path| Ok(path.into())).map(|value| config.handover = value),
             show: |config| {
-                config.handover.as_ref().map_or_else(String::new, |path| path.display().to_string())
+                config.handover.as_ref().map_or_else(|| OFF.to_owned(), |path| path.display().to_string())
             },
         },
     },
@@ -238,8 +238,11 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
+/// What stands for none.
+const OFF: &str = "off";
+
 fn optional<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Result<Option<T>, Fault> {
-    if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
+    if text == OFF { Ok(None) } else { parse(text).map(Some) }
 }
 
 /// Finds a key by its dotted name.
