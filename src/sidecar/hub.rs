@@ -259,6 +259,8 @@ impl Hub {
     /// Stops enforcement, then tells every client to leave when it is quiet.
     pub fn begin_drain(&self) {
         self.watch.disarm();
+        let (clients, limit) = (self.clients(), self.config.load().drain_timeout);
+        self.sink.emit(Event::Draining { clients, limit_seconds: limit.as_secs_f64() });
         self.draining.store(true, Ordering::Release);
         self.valve.drain();
         for session in lock(&self.sessions).values() {

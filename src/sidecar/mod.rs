@@ -167,8 +167,6 @@ async fn wait_for_clients(hub: &Arc<Hub>, signals: &mut Signals) {
 /// The clients have been asked to leave: waits for them, and cuts off those that stay. How many were cut.
 async fn drain(hub: &Arc<Hub>, signals: &mut Signals) -> usize {
     let limit = hub.config.load().drain_timeout;
-    let clients = hub.clients();
-    hub.sink.emit(Event::Draining { clients, limit_seconds: limit.as_secs_f64() });
     tokio::select! {
         () = hub.emptied() => {}
         () = tokio::time::sleep(limit) => {}

@@ -2,7 +2,6 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
-use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
