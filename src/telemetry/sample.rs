@@ -42,7 +42,7 @@ pub fn evidence() -> Evidence {
 pub fn events() -> Vec<Event> {
     let pool = payments();
     let conn = ConnId(9);
-    vec![
+    let mut events = vec![
         Event::Started {
             version: "0.1.0",
             listen: "127.0.0.1:6432".to_owned(),
@@ -71,22 +71,8 @@ pub fn events() -> Vec<Event> {
             diagnosis: "20 of 20 held, 11 stale, oldest 29 s, most by checkout-api".to_owned(),
             client: "10.1.4.12:40966".to_owned(),
         },
-        Event::ReclaimSuppressed {
-            pool: pool.clone(),
-            reason: Reason::IdleInTransaction,
-            because: Suppression::Budget,
-            evidence: evidence(),
-        },
-        Event::Recycled {
-            pool: pool.clone(),
-            conn,
-            checkout: CheckoutId(4711),
-            backend_pid: 23_117,
-            action: RecycleAction::Reset,
-            outcome: RecycleOutcome::Reissued,
-            elapsed_seconds: 0.0031,
-            detail: String::new(),
-        },
+        suppressed(&pool),
+        recycled(&pool, conn),
         Event::LeakResolved {
             pool: pool.clone(),
             reason: Reason::IdleInTransaction,
@@ -108,14 +94,46 @@ pub fn events() -> Vec<Event> {
             age_seconds: 1754.0,
             uses: 90_412,
         },
+    ];
+    events.extend(changes());
+    events.extend([
+        Event::Draining { clients: 31, limit_seconds: 30.0 },
+        Event::Stopped { drained: true, clients_cut: 0 },
+    ]);
+    events
+}
+
+fn suppressed(pool: &PoolKey) -> Event {
+    Event::ReclaimSuppressed {
+        pool: pool.clone(),
+        reason: Reason::IdleInTransaction,
+        because: Suppression::Budget,
+        evidence: evidence(),
+    }
+}
+
+fn recycled(pool: &PoolKey, conn: ConnId) -> Event {
+    Event::Recycled {
+        pool: pool.clone(),
+        conn,
+        checkout: CheckoutId(4711),
+        backend_pid: 23_117,
+        action: RecycleAction::Reset,
+        outcome: RecycleOutcome::Reissued,
+        elapsed_seconds: 0.0031,
+        detail: String::new(),
+    }
+}
+
+/// What an administrator changes.
+fn changes() -> [Event; 6] {
+    [
         Event::Reloaded { changed: vec!["pool.size: 20 -> 40".to_owned()], needs_restart: vec!["listen"] },
         Event::ReloadRefused { problems: vec!["pgleash.toml:3: pool.size = 0 is out of range".to_owned()] },
         Event::Paused { checkouts: 3 },
         Event::Resumed { waiting: 12 },
         Event::TookOver { listen: "127.0.0.1:6432".to_owned() },
         Event::HandedOver { clients: 31, limit_seconds: 30.0 },
-        Event::Draining { clients: 31, limit_seconds: 30.0 },
-        Event::Stopped { drained: true, clients_cut: 0 },
     ]
 }
 

@@ -65,7 +65,7 @@ impl Second {
                 break;
             }
         }
-        if self.turn % 3 == 0 {
+        if self.turn.is_multiple_of(3) {
             self.visit().await?;
         }
         Ok(())
