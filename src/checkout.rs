@@ -5,22 +5,22 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use deadpool_postgres::{Client, ClientWrapper};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::clock;
 use crate::conn::ServerConn;
-use crate::event::{CloseReason, Event, Evidence, Reason, Resolution};
+use crate::event::{Event, Evidence, Reason, Resolution};
 use crate::ids::{CheckoutId, Moment};
 use crate::janitor::{Job, Plan};
 use crate::ledger::Place;
 use crate::pool::WatchedPool;
+use crate::slots::Slot;
 use crate::switch::{NotLent, Wire};
 use crate::wire::pin::Pin;
 
-/// What goes back when a checkout ends. The permit last: whoever waits for the slot finds the object.
+/// What goes back when a checkout ends. The slot last: whoever waits for the slot finds the object.
 pub(crate) struct Kit {
     pub(crate) object: Client,
-    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) slot: Slot,
 }
 
 /// A server connection that is out. Dropping it closes the connection.
@@ -74,14 +74,14 @@ impl Checkout {
         let now = clock::now();
         self.conn.switch.give_back(wire);
         self.conn.watched.store(false, Ordering::Relaxed);
-        if self.conn.expires <= now {
+        if let Err(reason) = self.pool.keeps(&self.conn, now) {
             self.check_in(Place::Recycling, Resolution::Returned, now);
-            self.pool.discard(kit.object, &self.conn, CloseReason::MaxLifetime);
+            self.pool.discard(kit.object, &self.conn, reason);
         } else {
             self.check_in(Place::Idle, Resolution::Returned, now);
             drop(kit.object);
         }
-        drop(kit.permit);
+        drop(kit.slot);
     }
 
     /// Gives a connection back that has to be cleaned or closed first. `certain` is a leak that is

@@ -1,7 +1,7 @@
 //! One server connection, as its holders and the janitor share it. Floor 3.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
 use crate::activity::Activity;
-use crate::dial::{Address, Dialled};
+use crate::dial::{Address, Dialled, Security, Target};
 use crate::event::CloseReason;
 use crate::ids::{ConnId, Moment};
 use crate::switch::Switch;
@@ -32,7 +32,13 @@ pub struct ServerConn {
     pub expires: Moment,
     /// When it was ready for its first statement.
     pub opened: Moment,
-    address: Address,
+    /// Where its server is.
+    pub address: Address,
+    /// How it was dialled.
+    pub target: Arc<Target>,
+    /// When its server was last seen to fit `target_session_attrs`.
+    pub fitted: AtomicU64,
+    security: Option<Security>,
     cancel_key: Vec<u8>,
     /// The parameters that were set on it; `None` if that is not known.
     applied: Mutex<Option<Arc<Vars>>>,
@@ -45,7 +51,7 @@ pub struct ServerConn {
 
 impl ServerConn {
     /// A connection just dialled.
-    pub fn new(id: ConnId, dialled: &Dialled, expires: Moment, opened: Moment) -> Self {
+    pub fn new(id: ConnId, dialled: &Dialled, target: Arc<Target>, expires: Moment, opened: Moment) -> Self {
         Self {
             id,
             backend_pid: dialled.login.backend_pid,
@@ -54,6 +60,9 @@ impl ServerConn {
             expires,
             opened,
             address: dialled.address.clone(),
+            target,
+            fitted: AtomicU64::new(opened.as_nanos()),
+            security: dialled.security.clone(),
             cancel_key: dialled.login.cancel_key.clone(),
             applied: Mutex::new(Some(Arc::default())),
             cancels: AtomicU32::new(0),
@@ -136,7 +145,8 @@ impl Cancel {
     /// The server cannot be reached, or does not answer within 5 s. It may act later, so the connection
     /// is not lent again.
     pub async fn send(self) -> std::io::Result<()> {
-        let sending = self.0.address.cancel(self.0.backend_pid, &self.0.cancel_key);
+        let ServerConn { address, backend_pid, cancel_key, security, .. } = &*self.0;
+        let sending = address.cancel(*backend_pid, cancel_key, security.as_ref());
         let sent = tokio::time::timeout(Self::DEADLINE, sending).await.map_err(std::io::Error::from);
         let sent = sent.and_then(std::convert::identity);
         if sent.is_err() {

@@ -126,6 +126,13 @@ closed_set! {
         ServerLost => "server_lost",
         /// It could not be reset in time, or was left in mid-protocol.
         Unclean => "unclean",
+        /// The pool was made smaller.
+        Resized => "resized",
+        /// Its server is not the one that is asked for any more: `upstream.url` was changed, or the server
+        /// does not fit `target_session_attrs` any more.
+        Replaced => "replaced",
+        /// pgleash is paused.
+        Paused => "paused",
         /// pgleash is stopping.
         Shutdown => "shutdown",
     }
@@ -209,6 +216,8 @@ pub enum Event {
         version: &'static str,
         listen: String,
         admin: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        control: Option<String>,
         action: &'static str,
     },
     /// SIGTERM or SIGINT arrived: enforcement is off, clients are asked to leave.
@@ -310,6 +319,39 @@ pub enum Event {
         sqlstate: String,
         detail: String,
     },
+    /// The upstream server can be reached again.
+    UpstreamRecovered {
+        pool: PoolKey,
+        down_seconds: f64,
+        attempts: u64,
+    },
+    /// The configuration was read again, and differs: `changed` is in force, each as `key: old -> new`;
+    /// `needs_restart` has the keys whose new value is not.
+    Reloaded {
+        changed: Vec<String>,
+        needs_restart: Vec<&'static str>,
+    },
+    /// The configuration was read again, and is wrong: all of what was in force still is.
+    ReloadRefused {
+        problems: Vec<String>,
+    },
+    /// An administrator paused it: new checkouts wait.
+    Paused {
+        checkouts: usize,
+    },
+    /// An administrator resumed it.
+    Resumed {
+        waiting: usize,
+    },
+    /// The listening sockets came from a running pgleash, which has stopped accepting.
+    TookOver {
+        listen: String,
+    },
+    /// The listening sockets went to another pgleash, and no client comes here any more.
+    HandedOver {
+        clients: usize,
+        limit_seconds: f64,
+    },
     /// Certificates or users were read anew, and count from now on.
     CredentialsReloaded {
         what: Credential,
@@ -334,10 +376,12 @@ impl Event {
             Event::CheckoutTimeout { .. }
             | Event::UpstreamFailed { .. }
             | Event::CredentialsKept { .. }
-            | Event::ReclaimRegretted { .. } => Level::Error,
+            | Event::ReclaimRegretted { .. }
+            | Event::ReloadRefused { .. } => Level::Error,
             Event::LeakDetected { .. } | Event::ReclaimSuppressed { .. } | Event::ClientRefused { .. } => {
                 Level::Warn
             }
+            Event::Reloaded { needs_restart, .. } if !needs_restart.is_empty() => Level::Warn,
             Event::Recycled { outcome, .. } if *outcome == RecycleOutcome::BackendLingers => Level::Error,
             Event::Started { .. }
             | Event::Draining { .. }
@@ -347,6 +391,12 @@ impl Event {
             | Event::ConnectionClosed { .. }
             | Event::LeakResolved { .. }
             | Event::CredentialsReloaded { .. }
+            | Event::UpstreamRecovered { .. }
+            | Event::Reloaded { .. }
+            | Event::Paused { .. }
+            | Event::Resumed { .. }
+            | Event::TookOver { .. }
+            | Event::HandedOver { .. }
             | Event::Recycled { .. } => Level::Info,
         }
     }

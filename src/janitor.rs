@@ -62,11 +62,11 @@ async fn clean(pool: WatchedPool, job: Job) {
         Plan::Cancel => RecycleAction::Cancel,
         Plan::Close | Plan::Lost => RecycleAction::Close,
     };
-    let too_old = conn.expires <= began;
+    let unwanted = pool.keeps(&conn, began).err();
     let cleaned = match (plan, wire) {
-        (Plan::Reset, _) if too_old => {
-            conn.closing(CloseReason::MaxLifetime);
-            Err("past its max_lifetime".to_owned())
+        (Plan::Reset, _) if unwanted.is_some() => {
+            unwanted.into_iter().for_each(|reason| conn.closing(reason));
+            Err(format!("not wanted any more: {}", unwanted.map_or("", CloseReason::as_str)))
         }
         (Plan::Lost, _) => Err("the server is gone".to_owned()),
         (Plan::Close, wire) => {
@@ -101,7 +101,7 @@ async fn clean(pool: WatchedPool, job: Job) {
         elapsed_seconds: clock::now().since(began).as_secs_f64(),
         detail,
     });
-    drop(kit.permit);
+    drop(kit.slot);
 }
 
 /// Ends whatever the server still does for a connection that is about to be closed: a backend notices

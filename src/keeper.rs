@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::activity::Phase;
 use crate::clock;
 use crate::conn::Leash;
-use crate::event::{Event, Reason, Suppression};
+use crate::event::{Event, Reason, Suppression, closed_set};
 use crate::ids::{CheckoutId, Moment};
 use crate::ledger::Due;
 use crate::policy::Action;
@@ -95,7 +96,7 @@ impl Keeper {
     /// One look at one pool; when the next is due.
     fn look_at(&self, pool: &WatchedPool, now: Moment) -> Option<Moment> {
         let inner = pool.inner();
-        let sweep = inner.ledger().sweep(&inner.policy, now);
+        let sweep = inner.ledger().sweep(&inner.policy.load(), now);
         for event in sweep.events {
             inner.sink.emit(event);
         }
@@ -113,7 +114,7 @@ impl Keeper {
         if !due.leash.as_ref().confirm(due.seen) {
             return due.leash.0.waker.wake();
         }
-        let because = if pool.inner().policy.action == Action::Observe {
+        let because = if pool.inner().policy.load().action == Action::Observe {
             Some(Suppression::Observe)
         } else if self.watch.is_disarmed() {
             Some(Suppression::Draining)
@@ -155,14 +156,82 @@ impl Keeper {
     }
 }
 
+closed_set! {
+    /// What came of a reclaim that a person asked for.
+    ByHand {
+        /// The holder has lost the connection.
+        Taken => "taken",
+        /// There is no such checkout, or it is over.
+        Unknown => "unknown",
+        /// A statement is in flight: that is never taken.
+        InFlight => "in_flight",
+        /// The holder moved meanwhile, or its task did not get to look at its socket.
+        Moved => "moved",
+        /// The server does not confirm that it waits for the client.
+        Unconfirmed => "unconfirmed",
+    }
+}
+
+impl ByHand {
+    /// In words.
+    pub const fn said(self) -> &'static str {
+        match self {
+            ByHand::Taken => "taken back; its client was told",
+            ByHand::Unknown => "there is no such checkout, or it is over",
+            ByHand::InFlight => "a statement is in flight; nothing was done",
+            ByHand::Moved => "the holder moved meanwhile; nothing was done",
+            ByHand::Unconfirmed => "the server does not say that it waits for the client; nothing was done",
+        }
+    }
+}
+
+/// Takes a connection from its holder because a person says so: without limit and budget, but as every
+/// other reclaim never with work in flight, after the holder's own task has looked, and by one swap.
+/// Takes a second at most, and three more for a question to the server.
+pub async fn reclaim_by_hand(pool: &WatchedPool, checkout: CheckoutId) -> ByHand {
+    let inner = pool.inner();
+    let Some((leash, backend_pid)) = inner.ledger().leash_of(checkout) else { return ByHand::Unknown };
+    let patience = clock::now() + Keeper::LONGEST_SLEEP;
+    let seen = loop {
+        let seen = leash.as_ref().observe();
+        if seen.phase == Phase::InFlight {
+            return ByHand::InFlight;
+        }
+        if leash.as_ref().confirm(seen) {
+            break seen;
+        }
+        if clock::now() >= patience {
+            return ByHand::Moved;
+        }
+        leash.0.waker.wake();
+        tokio::time::sleep(Keeper::SHORTEST_SLEEP).await;
+    };
+    if seen.phase == Phase::AwaitsClient {
+        let Some(conn) = pool.conn_of(backend_pid) else { return ByHand::Unknown };
+        if inner.probe.ask(&conn).await != Ok(Backend::WaitsForClient) {
+            return ByHand::Unconfirmed;
+        }
+    }
+    let mut ledger = inner.ledger();
+    if !leash.as_ref().take(seen) {
+        return ByHand::Moved;
+    }
+    let told = ledger.reclaiming_by_hand(checkout, seen.phase, clock::now());
+    drop(ledger);
+    told.into_iter().for_each(|event| inner.sink.emit(event));
+    leash.0.waker.wake();
+    ByHand::Taken
+}
+
 /// Takes the connection from its holder, if the budget allows and nobody has moved.
 fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
     let inner = pool.inner();
+    let policy = inner.policy.load();
     let mut reclaims = inner.reclaims.lock().unwrap_or_else(PoisonError::into_inner);
-    while reclaims.front().is_some_and(|at| now.since(*at) >= inner.policy.budget.per) {
+    while reclaims.front().is_some_and(|at| now.since(*at) >= policy.budget.per) {
         reclaims.pop_front();
     }
-    if reclaims.len() >= inner.policy.budget.allowance(inner.policy.size) {
+    if reclaims.len() >= policy.budget.allowance(policy.size) {
         drop(reclaims);
         return suppress(pool, due, Suppression::Budget);
     }

@@ -41,10 +41,11 @@ fn main() -> ExitCode {
 
 /// Serves until it is told to stop.
 fn run(args: ConfigArgs) -> Result<(), Failure> {
-    let Loaded { config, .. } = config::load(&args.into_sources())?;
+    let sources = args.into_sources();
+    let Loaded { config, .. } = config::load(&sources)?;
     let log = telemetry::open_log(&config.log.to_string()).map_err(Failure::of)?;
     let telemetry = Arc::new(Telemetry::start(log).map_err(Failure::of)?);
-    let served = runtime(config.workers)?.block_on(sidecar::run(config, Arc::clone(&telemetry)));
+    let served = runtime(config.workers)?.block_on(sidecar::run(config, sources, Arc::clone(&telemetry)));
     telemetry.flush(LAST_WORDS);
     served.map(drop).map_err(Failure::of)
 }

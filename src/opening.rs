@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::conn::ServerConn;
-use crate::dial::{Dialer, Target};
+use crate::dial::{Dialer, Target, pool_gone};
 use crate::event::Event;
 use crate::ids::ConnId;
 use crate::pool::{DELIVERED, Inner};
@@ -17,11 +17,11 @@ use crate::pool::{DELIVERED, Inner};
 static NEXT_CONN: AtomicU64 = AtomicU64::new(1);
 
 /// The pool behind the slots: a genuine deadpool whose connections have a switch in them.
-pub(crate) fn deadpool(inner: Weak<Inner>, target: Target, size: usize) -> Pool {
+pub(crate) fn deadpool(inner: Weak<Inner>, target: &Target, size: usize) -> Pool {
     let config = target.postgres.clone();
     let open = move || {
-        let (inner, target) = (inner.clone(), target.clone());
-        Box::pin(async move { open(inner, target).await }) as _
+        let inner = inner.clone();
+        Box::pin(async move { open(inner).await }) as _
     };
     let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = Manager::from_connect(config, Dialer { open }, manager);
@@ -34,23 +34,24 @@ pub(crate) fn deadpool(inner: Weak<Inner>, target: Target, size: usize) -> Pool 
 }
 
 /// Opens one connection, enters it into the ledger, and leaves it for the caller of `get`.
-async fn open(
-    inner: Weak<Inner>,
-    target: Target,
-) -> Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error> {
+async fn open(inner: Weak<Inner>) -> Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error> {
     let began = clock::now();
     let life = Arc::new(Mutex::new(Life::Dialling));
-    if let Some(inner) = inner.upgrade() {
-        inner.ledger().dialling(began);
-    }
+    let target = match inner.upgrade() {
+        Some(inner) => {
+            inner.ledger().dialling(began);
+            inner.target.load_full()
+        }
+        None => return Err(pool_gone().await),
+    };
     let guard = LifeGuard { inner: inner.clone(), life: Arc::clone(&life) };
     let dialled = target.dial_aside(guard).await?;
     if let Some(inner) = inner.upgrade() {
         let now = clock::now();
         let id = ConnId(NEXT_CONN.fetch_add(1, Ordering::Relaxed));
-        let expires = now + jittered(inner.policy.max_lifetime);
-        let conn = Arc::new(ServerConn::new(id, &dialled, expires, now));
-        drop(inner.welcome.set(conn.parameters.clone()));
+        let expires = now + jittered(inner.policy.load().max_lifetime);
+        let conn = Arc::new(ServerConn::new(id, &dialled, target, expires, now));
+        inner.welcomed_with(&conn.parameters);
         let mut life = life.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*life, Life::Dialling) {
             inner.ledger().opened(id, conn.backend_pid, expires, now);

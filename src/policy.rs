@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use serde::Serialize;
 
 /// What the watchdog may do about a leak.
@@ -68,6 +69,9 @@ pub struct Policy {
     pub idle_timeout: Duration,
 }
 
+/// A policy that is changed as a whole while it is read without waiting.
+pub type LivePolicy = ArcSwap<Policy>;
+
 impl Default for Policy {
     fn default() -> Self {
         Self {
@@ -85,6 +89,10 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// The largest `pool.size`.
+    pub const MAX_SIZE: usize = 10_000;
+    /// How long a client waits out a pause at least; after it, its `wait_timeout` begins anew.
+    pub const PAUSE_PATIENCE: Duration = Duration::from_secs(120);
     /// A checkout is suspect once it has been idle for this share of its limit.
     pub const SUSPECT_SHARE: f64 = 0.5;
     /// How long a connection may take to roll back and reset before it is closed instead.

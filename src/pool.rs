@@ -1,6 +1,6 @@
 //! The watched pool: a fair queue of slots, a deadpool of connections, and the ledger. Floor 3.
 //!
-//! A slot is a permit of our own semaphore; deadpool behind it is a little larger and never waits.
+//! A slot is a permit of our own semaphore; deadpool behind it is larger than any pool and never waits.
 //! Every checkout is a [`Checkout`]: it ends by [`Checkout::come_home`], by [`Checkout::recycle`], or,
 //! if its task dies, by Drop, which sends the connection to the janitor. The way there is reserved:
 //! an unbounded channel, bounded by the slots.
@@ -11,9 +11,11 @@ use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
-use deadpool_postgres::{Client, ClientWrapper, Pool, PoolError};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use deadpool_postgres::{Client, ClientWrapper, Pool};
+use tokio::sync::{Notify, mpsc};
 
 use crate::checkout::{Checkout, Kit};
 use crate::clock;
@@ -24,9 +26,13 @@ use crate::ids::{CheckoutId, Holder, Moment, PoolKey};
 use crate::janitor::{self, Job};
 use crate::ledger::Ledger;
 use crate::opening::deadpool;
-use crate::policy::Policy;
+use crate::policy::{LivePolicy, Policy};
 use crate::probe::Probe;
+use crate::slots::Slots;
 use crate::snapshot::PoolSnapshot;
+use crate::valve::{Flow, Valve};
+
+pub use crate::dial::describe;
 
 /// Connections that deadpool may hold beyond the slots: room for those that are being closed.
 const ZOMBIES: usize = 8;
@@ -59,20 +65,23 @@ impl WeakPool {
 
 pub(crate) struct Inner {
     pub(crate) key: PoolKey,
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) policy: Arc<LivePolicy>,
+    pub(crate) valve: Arc<Valve>,
+    /// The server that new connections go to, and old ones must have gone to.
+    pub(crate) target: ArcSwap<Target>,
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) probe: Probe,
     pub(crate) ledger: Mutex<Ledger<Leash>>,
     pub(crate) reclaims: Mutex<VecDeque<Moment>>,
     /// Tells the keeper to look now.
     pub(crate) attention: Arc<Notify>,
-    slots: Arc<Semaphore>,
+    pub(crate) slots: Slots,
     objects: OnceLock<Pool>,
     /// Connections by the address of their statement cache: the one identity that deadpool shows of an
     /// object both in the pool and out of it.
     roster: Mutex<BTreeMap<usize, Arc<ServerConn>>>,
     pub(crate) janitor: mpsc::UnboundedSender<Job>,
-    pub(crate) welcome: OnceLock<BTreeMap<String, String>>,
+    welcome: ArcSwapOption<BTreeMap<String, String>>,
 }
 
 /// Why there is no connection for a client.
@@ -80,8 +89,12 @@ pub(crate) struct Inner {
 pub enum CheckoutError {
     /// None came free within `wait_timeout`; the text says who has them.
     Exhausted(String),
-    /// The server refused or could not be reached.
+    /// The server refused, or was lost on the way.
     Upstream(tokio_postgres::Error),
+    /// The server could not be reached within `wait_timeout`; the text says what it came to last.
+    Unreachable(String),
+    /// pgleash was paused for longer than a client may wait.
+    Paused(Duration),
     /// The server did not answer while the client's parameters were set.
     Stalled,
     /// The pool is closed.
@@ -92,7 +105,11 @@ impl fmt::Display for CheckoutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CheckoutError::Exhausted(diagnosis) => write!(f, "connection pool exhausted: {diagnosis}"),
-            CheckoutError::Upstream(error) => write!(f, "upstream server: {error}"),
+            CheckoutError::Upstream(error) => write!(f, "upstream server: {}", describe(error)),
+            CheckoutError::Unreachable(why) => write!(f, "upstream server is unreachable: {why}"),
+            CheckoutError::Paused(limit) => {
+                write!(f, "pgleash is paused, and was not resumed within {} s", limit.as_secs())
+            }
             CheckoutError::Stalled => f.write_str("upstream server: no answer while parameters were set"),
             CheckoutError::Closed => f.write_str("pgleash is shutting down"),
         }
@@ -112,27 +129,30 @@ impl WatchedPool {
     pub fn new(
         key: PoolKey,
         target: &Target,
-        policy: Arc<Policy>,
+        policy: Arc<LivePolicy>,
+        valve: Arc<Valve>,
         sink: Arc<dyn Sink>,
         attention: Arc<Notify>,
     ) -> Self {
         let target = target.for_login(&key.database, &key.user);
         let (janitor, jobs) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
-            probe: Probe::new(target.clone()),
+            probe: Probe::default(),
             ledger: Mutex::new(Ledger::new(key.clone())),
             reclaims: Mutex::default(),
             attention,
-            slots: Arc::new(Semaphore::new(policy.size)),
+            slots: Slots::new(policy.load().size),
+            target: ArcSwap::from_pointee(target.clone()),
             objects: OnceLock::new(),
             roster: Mutex::default(),
             janitor,
-            welcome: OnceLock::new(),
+            welcome: ArcSwapOption::empty(),
             key,
             policy,
+            valve,
             sink,
         });
-        let objects = deadpool(Arc::downgrade(&inner), target, inner.policy.size + ZOMBIES);
+        let objects = deadpool(Arc::downgrade(&inner), &target, Policy::MAX_SIZE + ZOMBIES);
         drop(inner.objects.set(objects));
         tokio::spawn(janitor::run(Arc::downgrade(&inner), jobs));
         Self(inner)
@@ -153,13 +173,8 @@ impl WatchedPool {
         tether: &Arc<Tether>,
     ) -> Result<Checkout, CheckoutError> {
         let began = clock::now();
-        let slots = Arc::clone(&self.0.slots);
-        let permit = match slots.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(tokio::sync::TryAcquireError::Closed) => return Err(CheckoutError::Closed),
-            Err(tokio::sync::TryAcquireError::NoPermits) => self.wait(slots, holder, began).await?,
-        };
-        let (object, conn) = self.connection().await?;
+        let (slot, since) = self.slot(holder, began).await?;
+        let (object, conn) = self.connection(began, since).await?;
         let id = CheckoutId(NEXT_CHECKOUT.fetch_add(1, Ordering::Relaxed));
         let now = clock::now();
         let waited = now.since(began);
@@ -169,61 +184,10 @@ impl WatchedPool {
         self.ledger().checked_out(id, conn.id, Arc::clone(holder), leash, waited, now);
         let waited_seconds = waited.as_secs_f64();
         self.0.sink.emit(Event::CheckedOut { pool: self.0.key.clone(), waited_seconds });
-        Ok(Checkout { pool: self.clone(), id, conn, kit: Some(Kit { object, permit }) })
+        Ok(Checkout { pool: self.clone(), id, conn, kit: Some(Kit { object, slot }) })
     }
 
-    async fn wait(
-        &self,
-        slots: Arc<Semaphore>,
-        holder: &Holder,
-        began: Moment,
-    ) -> Result<OwnedSemaphorePermit, CheckoutError> {
-        let _waiting = Waiting::new(self, began);
-        let limit = self.0.policy.wait_timeout;
-        match tokio::time::timeout(limit, slots.acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(CheckoutError::Closed),
-            Err(_) => {
-                let now = clock::now();
-                let diagnosis = self.ledger().diagnosis(&self.0.policy, now);
-                self.0.sink.emit(Event::CheckoutTimeout {
-                    pool: self.0.key.clone(),
-                    waited_seconds: now.since(began).as_secs_f64(),
-                    diagnosis: diagnosis.clone(),
-                    client: holder.client.clone(),
-                });
-                Err(CheckoutError::Exhausted(diagnosis))
-            }
-        }
-    }
-
-    /// A connection that is alive, young enough, and quiet.
-    async fn connection(&self) -> Result<(Client, Arc<ServerConn>), CheckoutError> {
-        loop {
-            let object = self.objects().get().await.map_err(|error| self.upstream_failed(error))?;
-            let Some(conn) = self.identify(&object, DELIVERED.with(RefCell::take)) else {
-                drop(Client::take(object));
-                continue;
-            };
-            if conn.expires <= clock::now() {
-                self.discard(object, &conn, CloseReason::MaxLifetime);
-            } else if conn.switch.look().is_ok() || settle(&object).await {
-                return Ok((object, conn));
-            } else {
-                self.discard(object, &conn, CloseReason::ServerLost);
-            }
-        }
-    }
-
-    fn upstream_failed(&self, error: PoolError) -> CheckoutError {
-        let PoolError::Backend(error) = error else { return CheckoutError::Closed };
-        let sqlstate = error.code().map_or("08006", |code| code.code()).to_owned();
-        let detail = describe(&error);
-        self.0.sink.emit(Event::UpstreamFailed { pool: self.0.key.clone(), sqlstate, detail });
-        CheckoutError::Upstream(error)
-    }
-
-    fn identify(
+    pub(crate) fn identify(
         &self,
         object: &ClientWrapper,
         delivered: Option<Arc<ServerConn>>,
@@ -245,8 +209,8 @@ impl WatchedPool {
     }
 
     /// The parameters a server connection of this pool reported at login; `None` before the first one.
-    pub fn welcome(&self) -> Option<&BTreeMap<String, String>> {
-        self.0.welcome.get()
+    pub fn welcome(&self) -> Option<Arc<BTreeMap<String, String>>> {
+        self.0.welcome.load_full()
     }
 
     /// Which (database, user) it serves.
@@ -256,22 +220,50 @@ impl WatchedPool {
 
     /// Everything there is to show, now.
     pub fn snapshot(&self) -> PoolSnapshot {
-        self.ledger().snapshot(&self.0.policy, clock::now())
+        self.ledger().snapshot(&self.0.policy.load(), clock::now())
     }
 
-    /// Closes connections that are dead, too old, or unused for too long, and lets the connection tasks
-    /// of those that came home watch their sockets.
+    /// Gives it the size that the policy says now. Nobody loses a connection by that: what is too much is
+    /// closed as it comes home.
+    pub fn resize(&self) {
+        self.0.slots.resize(self.0.policy.load().size);
+    }
+
+    /// From now on connections go to this server; those that went elsewhere are closed as they come home.
+    pub fn retarget(&self, target: &Target) {
+        self.0.target.store(Arc::new(target.for_login(&self.0.key.database, &self.0.key.user)));
+    }
+
+    /// Whether a connection that nobody uses may stay in the pool.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn keeps(&self, conn: &ServerConn, now: Moment) -> Result<(), CloseReason> {
+        if conn.expires <= now {
+            Err(CloseReason::MaxLifetime)
+        } else if !Arc::ptr_eq(&conn.target, &self.0.target.load()) {
+            Err(CloseReason::Replaced)
+        } else if self.0.valve.flow() == Flow::Paused {
+            Err(CloseReason::Paused)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Closes connections that are dead, too old, too many, or unused for too long, and lets the connection
+    /// tasks of those that came home watch their sockets.
     pub fn reap(&self, now: Moment) {
-        let spent = self.ledger().spent(self.0.policy.idle_timeout, now);
+        self.0.slots.settle();
+        let spent = self.ledger().spent(&self.0.policy.load(), now);
         let roster = self.0.roster().clone();
         let removed = self.objects().retain(|object, _| {
             let Some(conn) = roster.get(&identity(object)) else { return true };
             if !conn.watched.swap(true, Ordering::Relaxed) {
                 conn.switch.wake_home();
             }
-            match spent.get(&conn.id) {
+            match spent.get(&conn.id).copied().or(self.keeps(conn, now).err()) {
                 Some(reason) => {
-                    conn.closing(*reason);
+                    conn.closing(reason);
                     false
                 }
                 None => !object.is_closed(),
@@ -293,6 +285,21 @@ impl WatchedPool {
     /// Whether it has neither a connection nor a client, nor anybody else who knows of it.
     pub fn is_abandoned(&self) -> bool {
         Arc::strong_count(&self.0) == 1 && self.ledger().is_empty()
+    }
+
+    /// Checkouts that are out.
+    pub fn held(&self) -> usize {
+        self.ledger().held()
+    }
+
+    /// Clients that wait.
+    pub fn waiting(&self) -> usize {
+        self.ledger().waiting()
+    }
+
+    /// Whether it has no connection, and opens none.
+    pub fn is_empty(&self) -> bool {
+        self.ledger().is_empty()
     }
 
     /// Whether anything is out, waiting or being recycled.
@@ -327,7 +334,7 @@ impl WatchedPool {
         Self(inner)
     }
 
-    fn objects(&self) -> &Pool {
+    pub(crate) fn objects(&self) -> &Pool {
         self.0.objects.get().expect("set in new, before the pool can be reached")
     }
 }
@@ -337,45 +344,18 @@ impl Inner {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a server connection reported at login is what clients are greeted with.
+    pub(crate) fn welcomed_with(&self, parameters: &BTreeMap<String, String>) {
+        if self.welcome.load().as_deref() != Some(parameters) {
+            self.welcome.store(Some(Arc::new(parameters.clone())));
+        }
+    }
+
     pub(crate) fn roster(&self) -> MutexGuard<'_, BTreeMap<usize, Arc<ServerConn>>> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection that said something while it was idle may be sound: one round trip tells.
-async fn settle(object: &ClientWrapper) -> bool {
-    let asked = tokio::time::timeout(Policy::RESET_DEADLINE, object.batch_execute("")).await;
-    matches!(asked, Ok(Ok(())))
-}
-
 fn identity(object: &ClientWrapper) -> usize {
     Arc::as_ptr(&object.statement_cache) as usize
-}
-
-/// An error of tokio-postgres with its cause, in one line.
-pub fn describe(error: &tokio_postgres::Error) -> String {
-    match (error.as_db_error(), std::error::Error::source(error)) {
-        (Some(db), _) => format!("{}: {}", db.severity(), db.message()),
-        (None, Some(cause)) => format!("{error}: {cause}"),
-        (None, None) => error.to_string(),
-    }
-}
-
-/// A client that waits, in the ledger as long as this lives.
-struct Waiting<'a> {
-    pool: &'a WatchedPool,
-    key: u64,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(pool: &'a WatchedPool, began: Moment) -> Self {
-        let key = pool.ledger().wait_begins(began);
-        Self { pool, key }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.pool.ledger().wait_ends(self.key);
-    }
 }

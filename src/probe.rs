@@ -26,8 +26,8 @@ pub enum Backend {
 }
 
 /// A reserved connection, when there is one.
+#[derive(Default)]
 pub struct Probe {
-    target: Target,
     open: Mutex<Option<Line>>,
 }
 
@@ -39,20 +39,13 @@ impl Probe {
     /// An unused connection is kept for so long.
     const KEEP: Duration = Duration::from_secs(10);
 
-    /// No connection yet.
-    pub fn new(mut target: Target) -> Self {
-        target.postgres.application_name("pgleash probe");
-        target.postgres.options("-c statement_timeout=1000 -c lock_timeout=1000");
-        Self { target, open: Mutex::new(None) }
-    }
-
     /// What a backend of this connection is doing.
     ///
     /// # Errors
     /// The server cannot be asked, in words.
     pub async fn ask(&self, conn: &ServerConn) -> Result<Backend, String> {
         let question = format!("SELECT wait_event_type {}", from_backend(conn));
-        let rows = self.query(&question).await?;
+        let rows = self.query(conn, &question).await?;
         let row = rows.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("").to_owned()),
             _ => None,
@@ -72,7 +65,7 @@ impl Probe {
             Err(_) => return RecycleOutcome::Unverified,
         }
         let end = format!("SELECT pg_catalog.pg_terminate_backend(pid) {}", from_backend(conn));
-        match self.query(&end).await {
+        match self.query(conn, &end).await {
             Ok(_) if matches!(self.gone_within(conn, Self::ENDING).await, Ok(true)) => RecycleOutcome::Closed,
             _ => RecycleOutcome::BackendLingers,
         }
@@ -102,14 +95,17 @@ impl Probe {
         }
     }
 
-    async fn query(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, String> {
+    /// Of several hosts only the connection's own knows about its backend.
+    async fn query(&self, conn: &ServerConn, sql: &str) -> Result<Vec<SimpleQueryMessage>, String> {
         let asking = async {
             let mut open = self.open.lock().await;
             // Out of its place while it is asked: one that does not answer in time is not asked again.
-            let mut line = match open.take().filter(|line| !line.dialled.client.is_closed()) {
+            let known = open.take().filter(|line| line.leads_to(conn));
+            let mut line = match known {
                 Some(line) => line,
                 None => {
-                    let dialled = self.target.dial(()).await.map_err(|error| error.to_string())?;
+                    let dialled = target_for(&conn.target).dial_at(&conn.address).await;
+                    let dialled = dialled.map_err(|error| error.to_string())?;
                     Line { dialled, used: clock::now() }
                 }
             };
@@ -139,6 +135,20 @@ fn from_backend(conn: &ServerConn) -> String {
 struct Line {
     dialled: Dialled,
     used: Moment,
+}
+
+impl Line {
+    fn leads_to(&self, conn: &ServerConn) -> bool {
+        !self.dialled.client.is_closed() && self.dialled.address == conn.address
+    }
+}
+
+/// The same server and role, under another name and with short deadlines.
+fn target_for(target: &Target) -> Target {
+    let mut target = target.clone();
+    target.postgres.application_name("pgleash probe");
+    target.postgres.options("-c statement_timeout=1000 -c lock_timeout=1000");
+    target
 }
 
 impl Drop for Line {

@@ -23,6 +23,18 @@ closed_set! {
     }
 }
 
+closed_set! {
+    /// Whether new checkouts go on.
+    FlowState {
+        /// They do.
+        Open => "open",
+        /// They wait; some connection has not come home yet.
+        Pausing => "pausing",
+        /// They wait, and there is no server connection.
+        Paused => "paused",
+    }
+}
+
 /// The whole process at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Snapshot {
@@ -36,6 +48,8 @@ pub struct Snapshot {
     pub enforcing: bool,
     /// SIGTERM was received.
     pub draining: bool,
+    /// `open`, `pausing` or `paused`.
+    pub flow: FlowState,
     /// Seconds since the keeper last looked at every pool.
     pub observation_age_seconds: f64,
     /// Unix time of that look.
@@ -57,7 +71,8 @@ pub struct PoolSnapshot {
     pub size: usize,
     /// Live server connections by state.
     pub connections: ConnCounts,
-    /// Slots in use (lent, recycling, or with a connection being opened) over size; 1 when exhausted.
+    /// Slots in use (lent, recycling, or with a connection being opened) over size; 1 when exhausted, more
+    /// while a pool that was made smaller waits for its connections.
     pub utilization_ratio: f64,
     /// Highest utilization within the last minute, exact: no burst between two scrapes is lost.
     pub utilization_peak_ratio: f64,

@@ -30,7 +30,11 @@ pub fn first_packets(mut bytes: &[u8]) {
                     assert!(!text.contains('\0') && text.len() < body_length, "a text that was not sent");
                 }
                 let mut answer = Vec::new();
-                reply::negotiate_protocol_version(&mut answer, &startup.unknown_options);
+                reply::negotiate_protocol_version(
+                    &mut answer,
+                    startup.spoken_minor(),
+                    &startup.unknown_options,
+                );
                 is_one_frame(&answer);
             }
         }

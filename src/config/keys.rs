@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::Upstream;
 use super::door::{self, AuthMethod, DoorMode};
-use super::field::{Field, address, budget, listen, log_target, show_budget, show_duration};
-use crate::policy::{Action, PoolMode};
+use super::field::{Fault, Field, address, budget, listen, log_target, show_budget, show_duration};
+use super::{Token, Upstream};
+use crate::policy::{Action, Policy, PoolMode};
 
 /// Every key, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
@@ -34,6 +34,47 @@ pub const KEYS: &[Key] = &[
             form: "an address and port, such as 127.0.0.1:9632 (port 0: any free one)",
             set: |config, text| address(text).map(|value| config.admin = value),
             show: |config| config.admin.to_string(),
+        },
+    },
+    Key {
+        name: "control",
+        default: Some("off"),
+        doc: "Where pause, resume, reload and the reclaim of a checkout are asked for over HTTP, by whoever shows \
+              the token.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "off, or a loopback address and port, such as 127.0.0.1:9633 (port 0: any free one)",
+            set: |config, text| optional(text, address).map(|value| config.control = value),
+            show: |config| config.control.map_or_else(|| OFF.to_owned(), |address| address.to_string()),
+        },
+    },
+    Key {
+        name: "control_token",
+        default: Some("off"),
+        doc: "What a request to control must show: Authorization: Bearer and this. Better kept out of this \
+              file: set PGLEASH_CONTROL_TOKEN, or name a file.",
+        secret: true,
+        flag: None,
+        field: Field::Text {
+            form: "off, 16 to 1024 letters, digits and signs, or file: and the path of a file that holds them",
+            set: |config, text| optional(text, Token::parse).map(|value| config.control_token = value),
+            show: |config| config.control_token.as_ref().map_or(OFF, |_| "***").to_owned(),
+        },
+    },
+    Key {
+        name: "handover",
+        default: Some("off"),
+        doc: "The path of a Unix socket through which a second pgleash of the same user, started with the same \
+              path, takes over the listening sockets, so that an upgrade drops no client.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "off, or a path, such as /run/pgleash/handover.sock",
+            set: |config, text| optional(text, |path| Ok(path.into())).map(|value| config.handover = value),
+            show: |config| {
+                config.handover.as_ref().map_or_else(|| OFF.to_owned(), |path| path.display().to_string())
+            },
         },
     },
     Key {
@@ -200,7 +241,7 @@ pub const KEYS: &[Key] = &[
         field: Field::Count {
             unit: "connections",
             min: 1,
-            max: 10_000,
+            max: Policy::MAX_SIZE,
             at: |config| &mut config.policy.size,
         },
     },
@@ -303,6 +344,13 @@ const TENTH: Duration = Duration::from_millis(100);
 const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
+
+/// What stands for none.
+const OFF: &str = "off";
+
+fn optional<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Result<Option<T>, Fault> {
+    if text == OFF { Ok(None) } else { parse(text).map(Some) }
+}
 
 /// Finds a key by its dotted name.
 pub fn find(name: &str) -> Option<&'static Key> {

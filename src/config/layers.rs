@@ -63,7 +63,7 @@ pub(super) fn read(sources: &Sources) -> Layers {
 }
 
 /// The file to read, and who named it.
-fn choose_file(sources: &Sources) -> Option<(PathBuf, Origin)> {
+pub(super) fn choose_file(sources: &Sources) -> Option<(PathBuf, Origin)> {
     if let Some(path) = &sources.file {
         return Some((path.clone(), Origin::Flag("--config".into())));
     }

@@ -8,8 +8,10 @@ mod door;
 mod field;
 pub mod keys;
 mod layers;
+pub mod online;
 mod report;
 pub mod show;
+mod token;
 mod upstream;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +30,7 @@ pub use field::{Fault, Field, Given, Word};
 use layers::Assignment;
 pub use layers::{FILE_VARIABLE, Flag, Sources};
 pub use report::{Origin, Problem, Problems};
+pub use token::Token;
 pub use upstream::Upstream;
 
 /// What the sidecar runs with.
@@ -37,6 +40,12 @@ pub struct Config {
     pub listen: Listen,
     /// `admin`: where metrics, health, the page and the read-only API are served.
     pub admin: SocketAddr,
+    /// `control`: where pause, resume, reload and reclaim are asked for; nowhere if there is none.
+    pub control: Option<SocketAddr>,
+    /// `control_token`: what who asks must show.
+    pub control_token: Option<Token>,
+    /// `handover`: the Unix socket through which the next process gets the listening sockets.
+    pub handover: Option<PathBuf>,
     /// `upstream`: the Postgres server behind the sidecar.
     pub upstream: Upstream,
     /// `auth`: who is let in.
@@ -61,6 +70,9 @@ impl Config {
         Self {
             listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 6432))),
             admin: SocketAddr::from(([127, 0, 0, 1], 9632)),
+            control: None,
+            control_token: None,
+            handover: None,
             upstream,
             auth: door::NO_AUTH,
             tls: door::NO_TLS,
@@ -217,6 +229,7 @@ impl Draft {
         }
         door::check(self);
         self.check_not_itself();
+        self.check_control();
     }
 
     fn check_ports(&mut self, listen: SocketAddr) {
@@ -240,6 +253,32 @@ impl Draft {
                 "upstream.url",
                 "is the address that pgleash itself listens on",
                 "name the address of Postgres, or change listen",
+            );
+        }
+    }
+
+    fn check_control(&mut self) {
+        let Some(control) = self.config.control else { return };
+        if !control.ip().to_canonical().is_loopback() {
+            self.refuse_together(
+                "control",
+                "is reachable from other machines, and whoever reaches it may do things",
+                "listen on 127.0.0.1 or [::1]",
+            );
+        }
+        let taken = self.config.admin == control || self.config.listen == Listen::Tcp(control);
+        if taken && control.port() != 0 {
+            self.refuse_together(
+                "control",
+                "is the address of listen or admin",
+                "give each its own port, or port 0 for any free one",
+            );
+        }
+        if self.config.control_token.is_none() && !self.refused.contains("control_token") {
+            self.refuse_together(
+                "control",
+                "has no token: whoever reaches it could do things",
+                "set PGLEASH_CONTROL_TOKEN, or control_token to file: and the path of a file that holds it",
             );
         }
     }

@@ -514,6 +514,6 @@ mod upstream_url {
         assert!(fault("postgres://db:x/").contains("port"));
         assert!(fault("postgres:///shop").contains("names no host"));
         assert!(fault("postgres://one,two,three/shop?port=1,2").contains("ports"));
-        assert!(fault("postgres://db?target_session_attrs=primary").contains("target_session_attrs"));
+        assert!(fault("postgres://db?target_session_attrs=master").contains("target_session_attrs"));
     }
 }

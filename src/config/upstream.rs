@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
-use tokio_postgres::config::{Host, SslMode, SslNegotiation};
+use tokio_postgres::config::{Host, SslMode, SslNegotiation, TargetSessionAttrs};
 
 use super::field::Fault;
+use crate::dial::SessionAttrs;
 use crate::tls::{TlsMode, UpstreamTls};
 
 /// How long one attempt to connect may take, unless the URL says otherwise.
@@ -47,6 +48,8 @@ pub struct Upstream {
     /// Whether to encrypt and whom to trust. The mode is `disable` where every host is a Unix socket, as
     /// TLS is not spoken there.
     pub tls: UpstreamTls,
+    /// Which of the hosts will do.
+    pub attrs: SessionAttrs,
     shown: String,
 }
 
@@ -59,12 +62,14 @@ impl Upstream {
         let parts = Parts::split(url)?;
         let mut passed_on = Vec::new();
         let (mut mode, mut root_cert, mut own_cert, mut own_key) = (None, None, None, None);
+        let mut attrs = SessionAttrs::Any;
         for (name, value) in parts.options()? {
             match name {
                 "sslmode" => mode = Some(tls_mode(value)?),
                 "sslrootcert" => root_cert = Some(decoded(value)?),
                 "sslcert" => own_cert = Some(PathBuf::from(decoded(value)?)),
                 "sslkey" => own_key = Some(PathBuf::from(decoded(value)?)),
+                "target_session_attrs" => attrs = session_attrs(value)?,
                 name => passed_on.push(format!("{name}={}", value.replace('@', "%40"))),
             }
         }
@@ -78,6 +83,11 @@ impl Upstream {
             tls.mode = TlsMode::Disable;
         }
         postgres.ssl_mode(ssl_mode(tls.mode));
+        match attrs {
+            SessionAttrs::ReadWrite => postgres.target_session_attrs(TargetSessionAttrs::ReadWrite),
+            SessionAttrs::ReadOnly => postgres.target_session_attrs(TargetSessionAttrs::ReadOnly),
+            _ => &mut postgres,
+        };
         if postgres.get_ssl_negotiation() == SslNegotiation::Direct && tls.mode < TlsMode::Require {
             return Err(Fault::new(
                 "has sslnegotiation=direct with an sslmode that may go unencrypted",
@@ -87,7 +97,7 @@ impl Upstream {
         if postgres.get_connect_timeout().is_none() {
             postgres.connect_timeout(CONNECT_TIMEOUT);
         }
-        Ok(Self { postgres, tls, shown: parts.redacted() })
+        Ok(Self { postgres, tls, attrs, shown: parts.redacted() })
     }
 
     /// The URL with the password replaced by `***`.
@@ -107,6 +117,7 @@ impl Upstream {
         Self {
             postgres: tokio_postgres::Config::new(),
             tls: UpstreamTls { mode: TlsMode::Prefer, root_cert: None, own_cert: None },
+            attrs: SessionAttrs::Any,
             shown: String::new(),
         }
     }
@@ -188,6 +199,14 @@ fn tls_mode(value: &str) -> Result<TlsMode, Fault> {
     TlsMode::ALL.into_iter().find(|mode| mode.as_str() == value).ok_or_else(|| {
         let known = TlsMode::ALL.map(TlsMode::as_str).join(", ");
         Fault::new("has an sslmode that is not known", format!("choose one of {known}"))
+    })
+}
+
+fn session_attrs(value: &str) -> Result<SessionAttrs, Fault> {
+    let found = SessionAttrs::ALL.iter().find(|(word, _)| *word == value);
+    found.map(|(_, attrs)| *attrs).ok_or_else(|| {
+        let known = SessionAttrs::ALL.map(|(word, _)| word).join(", ");
+        Fault::new("has a target_session_attrs that is not known", format!("choose one of {known}"))
     })
 }
 

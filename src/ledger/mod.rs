@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::activity::{Activity, Observed};
+use crate::activity::{Activity, Observed, Phase};
 use crate::event::{CloseReason, Event, Evidence, Reason, Resolution, Suppression};
 use crate::forecast::Forecast;
 use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey};
+use crate::policy::Policy;
 use crate::wire::pin::Pin;
 
 use self::peaks::Peaks;
@@ -295,6 +296,34 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         }
     }
 
+    /// The same because a person said so; what is to be told if nothing was said against it before.
+    pub fn reclaiming_by_hand(&mut self, id: CheckoutId, phase: Phase, now: Moment) -> Option<Event> {
+        let checkout = self.checkouts.get_mut(&id)?;
+        if checkout.mark != Mark::Held {
+            self.reclaiming(id);
+            return None;
+        }
+        let reason = match phase {
+            Phase::InTransaction => Reason::IdleInTransaction,
+            Phase::AwaitsClient => Reason::ProtocolWedge,
+            Phase::Held | Phase::InFlight => Reason::IdleSession,
+        };
+        checkout.mark = Mark::Reclaiming(Suspicion { reason, limit: Duration::ZERO });
+        let evidence = self.evidence_of(id, Duration::ZERO, now)?;
+        Some(Event::LeakDetected { pool: self.pool.clone(), reason, evidence })
+    }
+
+    /// How to reach the holder of a checkout, and the process id of its backend; `None` if it is over.
+    pub fn leash_of(&self, id: CheckoutId) -> Option<(L, i32)> {
+        let checkout = self.checkouts.get(&id)?;
+        Some((checkout.leash.clone(), self.conns.get(&checkout.conn)?.backend_pid))
+    }
+
+    /// Checkouts that are out.
+    pub fn held(&self) -> usize {
+        self.checkouts.len()
+    }
+
     /// Why the holder lost the connection, and what is said of it; `None` if it has not.
     pub fn reclaimed_for(&self, id: CheckoutId, now: Moment) -> Option<(Reason, Evidence)> {
         let checkout = self.checkouts.get(&id)?;
@@ -304,17 +333,28 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         }
     }
 
-    /// Idle connections that are past their life, or have been idle for `idle_timeout`.
-    pub fn spent(&self, idle_timeout: Duration, now: Moment) -> HashMap<ConnId, CloseReason> {
-        let idle = self.conns.iter().filter(|(_, conn)| conn.place == Place::Idle);
-        idle.filter_map(|(id, conn)| {
-            if conn.expires <= now {
-                Some((*id, CloseReason::MaxLifetime))
+    /// Idle connections that are past their life, have been idle for `idle_timeout`, or are more than a
+    /// pool of this size may have: of those the ones that have been idle for longest.
+    pub fn spent(&self, policy: &Policy, now: Moment) -> HashMap<ConnId, CloseReason> {
+        let mut idle: Vec<_> = self.conns.iter().filter(|(_, conn)| conn.place == Place::Idle).collect();
+        idle.sort_by_key(|(_, conn)| conn.idle_since);
+        let lent = self.counts[Place::Lent(CheckoutId(0)).kind()];
+        let mut surplus = (idle.len() + lent + self.dialling).saturating_sub(policy.size);
+        let mut spent = HashMap::new();
+        for (id, conn) in idle {
+            let reason = if conn.expires <= now {
+                CloseReason::MaxLifetime
+            } else if now.since(conn.idle_since) >= policy.idle_timeout {
+                CloseReason::IdleTimeout
+            } else if surplus > 0 {
+                CloseReason::Resized
             } else {
-                (now.since(conn.idle_since) >= idle_timeout).then_some((*id, CloseReason::IdleTimeout))
-            }
-        })
-        .collect()
+                continue;
+            };
+            surplus = surplus.saturating_sub(1);
+            spent.insert(*id, reason);
+        }
+        spent
     }
 
     /// Suspect checkouts that are idle: what is not coming back by itself.

@@ -245,8 +245,7 @@ fn idle_connections_are_spent_by_age_and_by_disuse_and_lent_ones_are_not() {
     scene.policy.idle_timeout = Duration::from_secs(600);
     scene.lend(2, 0).finish().unwrap();
     let spent = |scene: &Scene, seconds| {
-        let mut spent: Vec<_> =
-            scene.ledger.spent(scene.policy.idle_timeout, at(seconds)).into_iter().collect();
+        let mut spent: Vec<_> = scene.ledger.spent(&scene.policy, at(seconds)).into_iter().collect();
         spent.sort();
         spent
     };

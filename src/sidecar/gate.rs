@@ -26,9 +26,10 @@ use crate::wire::vars;
 
 use super::Hub;
 use super::auth::Origin;
+use super::cancel::CancelKey;
 use super::entry::{first_packet, prove};
 use super::pipe::Pipe;
-use super::session::{Place, Session, Shared, draining, upstream_word};
+use super::session::{Place, Session, Shared, draining, refusal};
 
 /// How long a client may take to say who it is, and to prove it.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,6 +88,7 @@ pub(super) enum Turned {
     TooManyClients(usize),
     TooManyCallers,
     TooManyPools,
+    TooManyCancels,
     Draining,
     Checkout(CheckoutError),
 }
@@ -111,21 +113,19 @@ impl From<ScramError> for Turned {
 
 /// Lets a caller in, and serves it to its end; or passes its cancel request on; or turns it away.
 pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
-    let Ok(doorstep) = hub.doorstep.try_acquire() else {
-        return turn_away(&hub, caller, Turned::TooManyCallers).await;
-    };
+    let Some(doorstep) = hub.doorstep() else { return side_door(&hub, caller).await };
     let first = tokio::time::timeout(LOGIN_TIMEOUT, knock(&hub, &mut caller)).await;
     drop(doorstep);
     let startup = match first {
         Ok(Ok(FirstPacket::Startup(startup))) => startup,
-        Ok(Ok(FirstPacket::Cancel { pid, secret })) => return cancel(&hub, pid, &secret).await,
+        Ok(Ok(FirstPacket::Cancel { pid, secret })) => return cancel(&hub, caller, pid, &secret).await,
         // Answered within first_packet.
         Ok(Ok(FirstPacket::Ssl | FirstPacket::Gss)) => return,
         Ok(Err(turned)) => return turn_away(&hub, caller, turned).await,
         Err(_) => return turn_away(&hub, caller, Turned::Late).await,
     };
-    let Some((id, shared)) = hub.enter() else {
-        let limit = hub.config.max_clients;
+    let Some((id, shared)) = hub.enter(CancelKey::new(startup.spoken_minor())) else {
+        let limit = hub.config.load().max_clients;
         return turn_away(&hub, caller, Turned::TooManyClients(limit)).await;
     };
     let place = Place { hub: Arc::clone(&hub), session: id };
@@ -142,6 +142,17 @@ pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
             turn_away(&hub, caller, turned).await;
         }
     }
+}
+
+/// There is no room at the door. Only a cancel request is let through: it may be what makes room.
+async fn side_door(hub: &Hub, mut caller: Caller) {
+    if let Some(_place) = hub.desk.side_door() {
+        let first = tokio::time::timeout(LAST_WORD, first_packet(hub, &mut caller)).await;
+        if let Ok(Ok(FirstPacket::Cancel { pid, secret })) = first {
+            return cancel(hub, caller, pid, &secret).await;
+        }
+    }
+    turn_away(hub, caller, Turned::TooManyCallers).await;
 }
 
 /// What a caller wants; if it wants to be let in, it has proved to be who it says.
@@ -182,11 +193,13 @@ async fn log_in(
         None => open_pool(hub, &key, &holder, shared).await?,
     };
     let mut greeting = Vec::with_capacity(512);
-    if startup.minor > 0 || !startup.unknown_options.is_empty() {
-        reply::negotiate_protocol_version(&mut greeting, &startup.unknown_options);
+    if startup.needs_negotiation() {
+        let minor = startup.spoken_minor();
+        reply::negotiate_protocol_version(&mut greeting, minor, &startup.unknown_options);
     }
     reply::authentication_ok(&mut greeting);
-    for (name, reported) in pool.welcome().into_iter().flatten() {
+    let welcome = pool.welcome().unwrap_or_default();
+    for (name, reported) in &*welcome {
         let value = match startup.settings.get(&name.to_ascii_lowercase()) {
             // The server's report is about pgleash.
             None if name == APPLICATION_NAME => String::new(),
@@ -196,7 +209,7 @@ async fn log_in(
         };
         reply::parameter_status(&mut greeting, name, &value);
     }
-    reply::backend_key_data(&mut greeting, id.0, shared.secret);
+    reply::backend_key_data(&mut greeting, id.0, shared.key.bytes());
     reply::ready_for_query(&mut greeting);
     caller.io.write_all(&greeting).await?;
     caller.io.flush().await?;
@@ -261,13 +274,7 @@ async fn open_pool(
     shared: &Arc<Shared>,
 ) -> Result<WatchedPool, Turned> {
     let pool = hub.new_pool(key).ok_or(Turned::TooManyPools)?;
-    let first = pool.checkout(holder, &shared.tether).await;
-    match &first {
-        Ok(_) => hub.upstream_answered(),
-        Err(CheckoutError::Upstream(error)) => hub.upstream_failed(key, error),
-        Err(CheckoutError::Exhausted(_) | CheckoutError::Stalled | CheckoutError::Closed) => {}
-    }
-    let checkout = first.map_err(Turned::Checkout)?;
+    let checkout = pool.checkout(holder, &shared.tether).await.map_err(Turned::Checkout)?;
     let pool = hub.enter_pool(pool);
     give_back(checkout, shared);
     Ok(pool)
@@ -283,16 +290,10 @@ fn settings_of(startup: &Startup) -> crate::wire::vars::Vars {
 
 /// Passes a cancel request on to the server connection that the session has now, if it has one.
 /// Whoever asks is told nothing, as Postgres tells nothing.
-async fn cancel(hub: &Hub, pid: u32, secret: &[u8]) {
+async fn cancel(hub: &Hub, caller: Caller, pid: u32, secret: &[u8]) {
     let Some(session) = hub.session(pid, secret) else { return };
-    let announced = {
-        let conn = session.conn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        conn.as_ref().map(crate::conn::ServerConn::announce_cancel)
-    };
-    if let Some(cancel) = announced {
-        // A cancel that does not get through is a cancel that came too late: the client's statement
-        // goes on, and the client may ask again.
-        let _ = cancel.send().await;
+    if !hub.desk.serve(&session).await {
+        turn_away(hub, caller, Turned::TooManyCancels).await;
     }
 }
 
@@ -338,13 +339,15 @@ async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
             let word = reply::fatal(SqlState::TooManyConnections, &turned.to_string(), Some(hint));
             (Refusal::TooManyClients, Some(word))
         }
+        Turned::TooManyCancels => (Refusal::TooManyClients, None),
         Turned::Draining => (Refusal::Draining, Some(draining())),
-        Turned::Checkout(CheckoutError::Upstream(error)) => {
-            let reason = if is_unreachable(error) { Refusal::Upstream } else { Refusal::Login };
-            (reason, Some(upstream_word(error)))
-        }
         Turned::Checkout(error) => {
-            (Refusal::Upstream, Some(reply::fatal(SqlState::TooManyConnections, &error.to_string(), None)))
+            let reason = match error {
+                CheckoutError::Upstream(error) if !is_unreachable(error) => Refusal::Login,
+                CheckoutError::Closed => Refusal::Draining,
+                _ => Refusal::Upstream,
+            };
+            (reason, Some(refusal(error)))
         }
     };
     hub.sink.emit(Event::ClientRefused { reason, client: caller.from.clone(), detail: turned.to_string() });
@@ -376,6 +379,7 @@ impl fmt::Display for Turned {
             }
             Turned::TooManyCallers => f.write_str("too many connections that have not said who they are"),
             Turned::TooManyPools => f.write_str("too many different databases and users through one pgleash"),
+            Turned::TooManyCancels => f.write_str("too many cancel requests at one time"),
             Turned::Draining => f.write_str("pgleash is draining"),
             Turned::Checkout(CheckoutError::Upstream(error)) => f.write_str(&describe(error)),
             Turned::Checkout(error) => error.fmt(f),

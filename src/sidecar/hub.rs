@@ -5,41 +5,47 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::clock;
 use crate::config::Config;
 use crate::conn::Tether;
 use crate::dial::Target;
-use crate::dial::is_unreachable;
 use crate::event::{Event, Sink};
 use crate::ids::{PoolKey, SessionId};
 use crate::keeper::Watch;
-use crate::policy::{Action, Policy};
-use crate::pool::{WatchedPool, WeakPool, describe};
-use crate::snapshot::Snapshot;
+use crate::policy::{Action, LivePolicy};
+use crate::pool::{WatchedPool, WeakPool};
+use crate::snapshot::{FlowState, Snapshot};
+use crate::valve::{Flow, Valve};
 use crate::wire::vars::Vars;
 
 use super::auth::Credentials;
+use super::cancel::{CancelKey, Desk, Turn};
+use super::places::{Places, Taken};
 use super::relay::Orders;
 use super::session::Shared;
+use super::{RunError, target};
 
 /// The process as its sessions see it.
 pub struct Hub {
-    /// The configuration.
-    pub config: Config,
+    /// The configuration in force.
+    pub config: ArcSwap<Config>,
     /// Where facts go.
     pub sink: Arc<dyn Sink>,
     /// What clients are let in by.
     pub credentials: Credentials,
     /// What is shared with the keeper.
     pub watch: Arc<Watch>,
-    /// Places for callers that have not sent their first packet; they hold a descriptor each.
-    pub doorstep: Semaphore,
-    /// Places for clients whose connection was taken and who may come back.
-    pub lingering: Semaphore,
-    target: Target,
-    policy: Arc<Policy>,
+    /// Cancel requests.
+    pub desk: Desk,
+    doorstep: Places,
+    lingering: Places,
+    /// Pause and resume.
+    pub valve: Arc<Valve>,
+    target: ArcSwap<Target>,
+    policy: Arc<LivePolicy>,
     pools: Mutex<BTreeMap<PoolKey, WatchedPool>>,
     /// Pools whose first connection is being opened, so that clients that come together share one.
     opening: Mutex<BTreeMap<PoolKey, WeakPool>>,
@@ -49,10 +55,6 @@ pub struct Hub {
     next_session: AtomicU32,
     left: Notify,
     draining: AtomicBool,
-    /// Whether the server could not be reached at the last attempt.
-    doubted: AtomicBool,
-    /// What the last attempt to open a connection came to.
-    upstream: Mutex<Result<(), String>>,
 }
 
 /// More (database, user) pairs than this are refused: each is a pool of its own.
@@ -67,8 +69,6 @@ const MAX_ALIKE: usize = 256;
 impl Hub {
     /// How long a client whose connection was taken is watched for coming back.
     pub const LINGER: Duration = Duration::from_secs(60);
-    /// How often a server that could not be reached is tried.
-    const RETRY: Duration = Duration::from_secs(1);
 
     /// No pool and no client yet.
     pub fn new(config: Config, target: Target, credentials: Credentials, sink: Arc<dyn Sink>) -> Self {
@@ -76,10 +76,12 @@ impl Hub {
             sink,
             credentials,
             watch: Arc::default(),
-            doorstep: Semaphore::new(config.max_clients.max(64)),
-            lingering: Semaphore::new(config.policy.size.max(16)),
-            target,
-            policy: Arc::new(config.policy.clone()),
+            desk: Desk::default(),
+            doorstep: Places::default(),
+            lingering: Places::default(),
+            valve: Arc::default(),
+            target: ArcSwap::from_pointee(target),
+            policy: Arc::new(LivePolicy::from_pointee(config.policy.clone())),
             pools: Mutex::default(),
             opening: Mutex::default(),
             sessions: Mutex::default(),
@@ -88,9 +90,7 @@ impl Hub {
             next_session: AtomicU32::new(1),
             left: Notify::new(),
             draining: AtomicBool::new(false),
-            doubted: AtomicBool::new(false),
-            upstream: Mutex::new(Ok(())),
-            config,
+            config: ArcSwap::from_pointee(config),
         }
     }
 
@@ -122,8 +122,9 @@ impl Hub {
         }
         drop(pools);
         let attention = Arc::clone(&self.watch.attention);
-        let policy = Arc::clone(&self.policy);
-        let pool = WatchedPool::new(key.clone(), &self.target, policy, Arc::clone(&self.sink), attention);
+        let (policy, valve, sink) =
+            (Arc::clone(&self.policy), Arc::clone(&self.valve), Arc::clone(&self.sink));
+        let pool = WatchedPool::new(key.clone(), &self.target.load(), policy, valve, sink, attention);
         opening.insert(key.clone(), pool.downgrade());
         Some(pool)
     }
@@ -141,7 +142,7 @@ impl Hub {
             }
             return known;
         }
-        self.sink.emit(Event::PoolOpened { pool: key.clone(), size: self.policy.size });
+        self.sink.emit(Event::PoolOpened { pool: key.clone(), size: self.policy.load().size });
         pools.insert(key.clone(), pool.clone());
         drop(pools);
         lock(&self.opening).remove(&key);
@@ -177,10 +178,25 @@ impl Hub {
         spellings.insert(key, spelled.to_owned());
     }
 
-    /// Takes a client in; `None` if there are `pool.max_clients`.
-    pub fn enter(&self) -> Option<(SessionId, Arc<Shared>)> {
+    /// A place for a caller that has not sent its first packet; it holds a descriptor.
+    pub fn doorstep(&self) -> Option<Taken<'_>> {
+        self.doorstep.try_take(self.config.load().max_clients.max(64))
+    }
+
+    /// Whether everybody who came has said who it is.
+    pub fn is_doorstep_empty(&self) -> bool {
+        self.doorstep.are_free()
+    }
+
+    /// A place for a client whose connection was taken and who may come back.
+    pub fn linger(&self) -> Option<Taken<'_>> {
+        self.lingering.try_take(self.policy.load().size.max(16))
+    }
+
+    /// Takes a client in, which will be told this key; `None` if there are `pool.max_clients`.
+    pub fn enter(&self, key: CancelKey) -> Option<(SessionId, Arc<Shared>)> {
         let mut sessions = lock(&self.sessions);
-        if sessions.len() >= self.config.max_clients {
+        if sessions.len() >= self.config.load().max_clients {
             return None;
         }
         let id = loop {
@@ -191,7 +207,8 @@ impl Hub {
             }
         };
         let shared = Arc::new(Shared {
-            secret: rand::random(),
+            key,
+            turn: Turn::default(),
             tether: Tether::new(Arc::clone(&self.watch.attention)),
             orders: Orders::default(),
             conn: Mutex::default(),
@@ -213,42 +230,12 @@ impl Hub {
     /// The session that was told this process id and secret.
     pub fn session(&self, pid: u32, secret: &[u8]) -> Option<Arc<Shared>> {
         let shared = lock(&self.sessions).get(&SessionId(pid)).cloned()?;
-        (shared.secret.to_be_bytes() == secret).then_some(shared)
+        shared.key.is(secret).then_some(shared)
     }
 
     /// Connected clients.
     pub fn clients(&self) -> usize {
         lock(&self.sessions).len()
-    }
-
-    /// Notes that a client got a connection.
-    pub fn upstream_answered(&self) {
-        if self.doubted.load(Ordering::Relaxed) && self.doubted.swap(false, Ordering::AcqRel) {
-            *lock(&self.upstream) = Ok(());
-        }
-    }
-
-    /// Notes what a client was told that got no connection; only a server that cannot be reached counts.
-    /// It is then tried again and again, so that a sidecar that is sent no clients learns of its return.
-    pub fn upstream_failed(self: &Arc<Self>, key: &PoolKey, error: &tokio_postgres::Error) {
-        if !is_unreachable(error) {
-            return self.upstream_answered();
-        }
-        *lock(&self.upstream) = Err(describe(error));
-        if self.doubted.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let (hub, target) = (Arc::clone(self), self.target.for_login(&key.database, &key.user));
-        tokio::spawn(async move {
-            while hub.doubted.load(Ordering::Acquire) && !hub.is_draining() {
-                tokio::time::sleep(Self::RETRY).await;
-                match target.dial(()).await {
-                    Err(error) if is_unreachable(&error) => {}
-                    // Its connection ends with its client.
-                    _ => hub.upstream_answered(),
-                }
-            }
-        });
     }
 
     /// Whether clients should be sent here.
@@ -259,9 +246,13 @@ impl Hub {
         if self.is_draining() {
             return Err("draining".to_owned());
         }
-        lock(&self.upstream)
-            .clone()
-            .map_err(|why| format!("upstream server not reachable at the last attempt: {why}"))
+        if self.valve.flow() != Flow::Open {
+            return Err("paused".to_owned());
+        }
+        match self.target.load().outage.outlook() {
+            None => Ok(()),
+            Some(why) => Err(format!("upstream server not reachable at the last attempt: {}", why.words())),
+        }
     }
 
     /// Whether SIGTERM was received.
@@ -272,7 +263,10 @@ impl Hub {
     /// Stops enforcement, then tells every client to leave when it is quiet.
     pub fn begin_drain(&self) {
         self.watch.disarm();
+        let (clients, limit) = (self.clients(), self.config.load().drain_timeout);
+        self.sink.emit(Event::Draining { clients, limit_seconds: limit.as_secs_f64() });
         self.draining.store(true, Ordering::Release);
+        self.valve.drain();
         for session in lock(&self.sessions).values() {
             session.order(false);
         }
@@ -310,9 +304,71 @@ impl Hub {
 
     /// `leaks.action`, as it is shown.
     pub fn action(&self) -> &'static str {
-        match self.policy.action {
+        match self.policy.load().action {
             Action::Observe => "observe",
             Action::Reclaim => "reclaim",
+        }
+    }
+
+    /// New checkouts wait; connections are closed as they come home, so that the server can be worked on.
+    pub fn pause(&self) -> FlowState {
+        if self.valve.pause() {
+            self.sink.emit(Event::Paused { checkouts: self.checkouts() });
+            self.watch.attention.notify_one();
+        }
+        self.flow()
+    }
+
+    /// New checkouts go on.
+    pub fn resume(&self) -> FlowState {
+        let waiting = self.pools().iter().map(WatchedPool::waiting).sum();
+        if self.valve.resume() {
+            self.sink.emit(Event::Resumed { waiting });
+        }
+        self.flow()
+    }
+
+    /// Checkouts that are out, over all pools.
+    pub fn checkouts(&self) -> usize {
+        self.pools().iter().map(WatchedPool::held).sum()
+    }
+
+    /// Puts a configuration in force, as far as it may change while we run.
+    ///
+    /// # Errors
+    /// The way to the new server cannot be prepared; nothing is changed then.
+    pub fn apply(&self, config: &Config) -> Result<(), RunError> {
+        let moved = config.upstream != self.config.load().upstream;
+        if moved {
+            // Passwords are the users file's, which has not moved.
+            let passwords = Arc::clone(&self.target.load().passwords);
+            self.target.store(Arc::new(Target { passwords, ..target(config)? }));
+            self.credentials.retarget(&self.target.load());
+        }
+        self.policy.store(Arc::new(config.policy.clone()));
+        self.config.store(Arc::new(config.clone()));
+        // A pool that is made from here on, under this lock, is made of the new ones.
+        let opening = lock(&self.opening);
+        let target = self.target.load();
+        let mut pools = self.pools();
+        pools.extend(opening.values().filter_map(WeakPool::upgrade));
+        for pool in &pools {
+            if moved {
+                pool.retarget(&target);
+            }
+            pool.resize();
+        }
+        drop(opening);
+        self.watch.attention.notify_one();
+        Ok(())
+    }
+
+    /// Whether new checkouts go on, and if not, whether any server connection is left.
+    pub fn flow(&self) -> FlowState {
+        match self.valve.flow() {
+            Flow::Open => FlowState::Open,
+            Flow::Paused | Flow::Over if self.pools().iter().all(WatchedPool::is_empty) => FlowState::Paused,
+            Flow::Paused | Flow::Over => FlowState::Pausing,
         }
     }
 
@@ -325,12 +381,13 @@ impl Hub {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: now.since(crate::ids::Moment::START).as_secs_f64(),
             action: self.action(),
-            enforcing: self.policy.action == Action::Reclaim && !draining,
+            enforcing: self.policy.load().action == Action::Reclaim && !draining,
             draining,
+            flow: self.flow(),
             observation_age_seconds: age.as_secs_f64(),
             observed_at_unix_seconds: clock::wall().saturating_sub(age).as_secs_f64(),
             clients: self.clients(),
-            clients_max: self.config.max_clients,
+            clients_max: self.config.load().max_clients,
             pools: self.pools().iter().map(WatchedPool::snapshot).collect(),
         }
     }

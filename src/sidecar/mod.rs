@@ -2,35 +2,44 @@
 
 pub mod admin;
 pub mod auth;
+pub mod cancel;
+pub mod control;
+pub mod door;
 mod entry;
 pub mod gate;
+pub mod handover;
+pub mod http;
 mod hub;
 pub mod pipe;
+mod places;
 pub mod relay;
+pub mod reload;
 pub mod session;
 pub mod words;
 
 use std::fmt;
 use std::io;
-use std::net::TcpListener as StdTcpListener;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::clock;
-use crate::config::{Config, Listen};
-use crate::dial::{Target, Tls};
+use crate::config::{Config, Sources, Upstream};
+use crate::dial::{Outage, Target, Tls};
 use crate::event::{Event, Sink};
 use crate::keeper;
-use crate::pool::borrower;
 use crate::telemetry::Telemetry;
 use crate::tls::{self, TlsMode};
 
-use auth::Credentials;
+use self::auth::Credentials;
+use self::control::Control;
+use self::door::Door;
+use self::handover::{Offer, Predecessor, Sockets};
+use self::http::HttpServer;
+use self::reload::Reloader;
+
 pub use hub::Hub;
 
 /// Why the sidecar did not start, or could not go on.
@@ -79,21 +88,23 @@ pub struct Outcome {
     pub clients_cut: usize,
 }
 
-/// Serves until SIGTERM or SIGINT, then drains.
+/// Serves until SIGTERM or SIGINT, or until another process has taken over; then drains. `sources` is where
+/// `config` was read from, and is read again.
 ///
 /// # Errors
 /// Only before it serves.
-pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<Outcome, RunError> {
+pub async fn run(config: Config, sources: Sources, telemetry: Arc<Telemetry>) -> Result<Outcome, RunError> {
     // The clock starts here.
     clock::now();
     let target = target(&config)?;
     let credentials = Credentials::load(&config, &target).map_err(RunError::Credentials)?;
-    let door = Door::bind(&config.listen).await?;
-    let admin = bind_admin(&config)?;
     let mut signals = Signals::new().map_err(RunError::System)?;
+    let hangup = signal(SignalKind::hangup()).map_err(RunError::System)?;
+    let Listeners { door, admin, control, mut offer, predecessor } = Listeners::open(&config).await?;
 
     let hub = Arc::new(Hub::new(config, target, credentials, telemetry.clone()));
-    let admin = admin::spawn(admin, hub.clone(), telemetry.clone()).map_err(RunError::System)?;
+    let reloader = Reloader::new(Arc::clone(&hub), sources);
+    let pages = Pages::spawn(admin, control, &hub, &reloader, &telemetry).map_err(RunError::System)?;
     let keeper = {
         let hub = Arc::clone(&hub);
         keeper::spawn(Arc::clone(&hub.watch), move || hub.pools()).map_err(RunError::System)?
@@ -101,31 +112,69 @@ pub async fn run(config: Config, telemetry: Arc<Telemetry>) -> Result<Outcome, R
     telemetry.emit(Event::Started {
         version: env!("CARGO_PKG_VERSION"),
         listen: door.address(),
-        admin: admin.address().to_string(),
+        admin: pages.admin.address().to_string(),
+        control: pages.control.as_ref().map(|control| control.address().to_string()),
         action: hub.action(),
     });
-
-    tokio::select! {
-        () = door.serve(&hub) => {}
-        () = auth::follow(&hub) => {}
-        () = signals.stop() => {}
+    // One that has gone meanwhile needs to be told nothing.
+    if predecessor.is_some_and(|predecessor| predecessor.served().is_ok()) {
+        telemetry.emit(Event::TookOver { listen: door.address() });
     }
-    drop(door);
+    let watching = tokio::spawn(reloader.watch(hangup));
+    let replaced = tokio::select! {
+        () = door.serve(&hub) => false,
+        () = auth::follow(&hub) => false,
+        () = signals.stop() => false,
+        () = taken(&mut offer) => true,
+    };
+    watching.abort();
+    drop(offer);
+    let mut pages = Some(pages);
+    if replaced {
+        door.leave();
+        if let Some(pages) = pages.take() {
+            pages.stop().await;
+        }
+        let limit_seconds = hub.config.load().drain_timeout.as_secs_f64();
+        hub.sink.emit(Event::HandedOver { clients: hub.clients(), limit_seconds });
+        wait_for_clients(&hub, &mut signals).await;
+        hub.begin_drain();
+    } else {
+        hub.begin_drain();
+        door.close(&hub).await;
+    }
     let clients_cut = drain(&hub, &mut signals).await;
     hub.watch.stop();
     // The keeper's thread ends within one look; it must not outlive what it looks at.
     let _ = tokio::task::spawn_blocking(move || keeper.join()).await;
     telemetry.emit(Event::Stopped { drained: clients_cut == 0, clients_cut });
-    let _ = tokio::task::spawn_blocking(move || admin.stop()).await;
+    if let Some(pages) = pages {
+        pages.stop().await;
+    }
     Ok(Outcome { clients_cut })
 }
 
-/// Stops enforcing, asks the clients to leave, and cuts off those that stay. How many were cut.
+/// Resolves when another process serves the sockets; never if none can.
+async fn taken(offer: &mut Option<Offer>) {
+    match offer {
+        Some(offer) => offer.taken().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Nobody comes any more: who is here may go on for as long as a drain may take, or until it is told to stop.
+async fn wait_for_clients(hub: &Arc<Hub>, signals: &mut Signals) {
+    let limit = hub.config.load().drain_timeout;
+    tokio::select! {
+        () = hub.emptied() => {}
+        () = tokio::time::sleep(limit) => {}
+        () = signals.stop() => {}
+    }
+}
+
+/// The clients have been asked to leave: waits for them, and cuts off those that stay. How many were cut.
 async fn drain(hub: &Arc<Hub>, signals: &mut Signals) -> usize {
-    let limit = hub.config.drain_timeout;
-    hub.begin_drain();
-    let clients = hub.clients();
-    hub.sink.emit(Event::Draining { clients, limit_seconds: limit.as_secs_f64() });
+    let limit = hub.config.load().drain_timeout;
     tokio::select! {
         () = hub.emptied() => {}
         () = tokio::time::sleep(limit) => {}
@@ -149,78 +198,101 @@ fn target(config: &Config) -> Result<Target, RunError> {
             if mode == TlsMode::Prefer { Tls::Prefer(connector) } else { Tls::Require(connector) }
         }
     };
-    Ok(Target { postgres: config.upstream.postgres.clone(), tls, passwords: Arc::default() })
+    let Upstream { postgres, attrs, .. } = &config.upstream;
+    let (postgres, attrs, outage) = (postgres.clone(), *attrs, Outage::none());
+    Ok(Target { postgres, tls, attrs, outage, passwords: Arc::default() })
 }
 
-fn bind_admin(config: &Config) -> Result<StdTcpListener, RunError> {
-    let refuse = |error| RunError::Bind { key: "admin", address: config.admin.to_string(), error };
-    StdTcpListener::bind(config.admin).map_err(refuse)
+/// The listening sockets, fresh or from a process that runs already.
+struct Listeners {
+    door: Door,
+    admin: StdTcpListener,
+    control: Option<StdTcpListener>,
+    /// On offer to the next process.
+    offer: Option<Offer>,
+    predecessor: Option<Predecessor>,
 }
 
-/// Where Postgres clients come in.
-enum Door {
-    Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
-}
-
-/// The path of a Unix socket; removed when it is dropped.
-struct SocketFile(std::path::PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Somebody else may have removed it: then there is nothing to do.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-impl Door {
-    async fn bind(listen: &Listen) -> Result<Self, RunError> {
-        let bound = match listen {
-            Listen::Tcp(address) => TcpListener::bind(address).await.map(Door::Tcp),
-            Listen::Unix(path) => bind_unix(path).map(|socket| Door::Unix(socket, SocketFile(path.clone()))),
+impl Listeners {
+    async fn open(config: &Config) -> Result<Self, RunError> {
+        let handover = config.handover.as_deref();
+        let refuse = |error| RunError::Bind {
+            key: "handover",
+            address: handover.map_or_else(String::new, |path| path.display().to_string()),
+            error,
         };
-        bound.map_err(|error| RunError::Bind { key: "listen", address: listen.to_string(), error })
-    }
-
-    fn address(&self) -> String {
-        match self {
-            Door::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".to_owned(), |at| at.to_string()),
-            Door::Unix(_, file) => file.0.display().to_string(),
-        }
-    }
-
-    /// Lets clients in, for ever. An accept that fails (no descriptors left) is tried again a little later.
-    async fn serve(&self, hub: &Arc<Hub>) {
-        loop {
-            let accepted = match self {
-                Door::Tcp(listener) => {
-                    listener.accept().await.map(|(stream, from)| gate::Caller::tcp(stream, from))
-                }
-                Door::Unix(listener, _) => {
-                    listener.accept().await.map(|(stream, _)| gate::Caller::unix(stream))
-                }
-            };
-            match accepted {
-                Ok(caller) => drop(tokio::spawn(borrower(gate::admit(Arc::clone(hub), caller)))),
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        let mut predecessor = handover.map(Predecessor::ask).transpose().map_err(refuse)?.flatten();
+        let mut inherited = match &mut predecessor {
+            Some(predecessor) => std::mem::take(&mut predecessor.sockets),
+            None => Sockets::default(),
+        };
+        let door = Door::open(&config.listen, &mut inherited).await?;
+        let admin = bind("admin", config.admin, &mut inherited)?;
+        let control = config.control.map(|address| bind("control", address, &mut inherited)).transpose()?;
+        let offer = match handover {
+            None => None,
+            Some(path) => {
+                let mut sockets = Sockets::default();
+                sockets.add(&door).map_err(refuse)?;
+                sockets.add(&admin).map_err(refuse)?;
+                control.iter().try_for_each(|control| sockets.add(control)).map_err(refuse)?;
+                Some(Offer::new(path, sockets, predecessor.as_ref()).map_err(refuse)?)
             }
-        }
+        };
+        Ok(Self { door, admin, control, offer, predecessor })
     }
 }
 
-/// A socket file that nobody listens on is left over from a process that died: it is replaced.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
-        std::fs::remove_file(path)?;
+fn bind(key: &'static str, address: SocketAddr, inherited: &mut Sockets) -> Result<StdTcpListener, RunError> {
+    if let Some(socket) = inherited.tcp(address) {
+        return Ok(socket);
     }
-    UnixListener::bind(path)
+    let refuse = |error| RunError::Bind { key, address: address.to_string(), error };
+    StdTcpListener::bind(address).map_err(refuse)
+}
+
+/// What is served over HTTP.
+struct Pages {
+    admin: HttpServer,
+    control: Option<HttpServer>,
+}
+
+impl Pages {
+    fn spawn(
+        admin: StdTcpListener,
+        control: Option<StdTcpListener>,
+        hub: &Arc<Hub>,
+        reloader: &Arc<Reloader>,
+        telemetry: &Arc<Telemetry>,
+    ) -> io::Result<Self> {
+        let (source, told) = (Arc::clone(hub), Arc::clone(telemetry));
+        let admin = admin::spawn(admin, source, told)?;
+        let token = hub.config.load().control_token.clone();
+        let control = match control.zip(token) {
+            None => None,
+            Some((listener, token)) => {
+                let (hub, reloader) = (Arc::clone(hub), Arc::clone(reloader));
+                let telemetry = Arc::clone(telemetry);
+                Some(control::spawn(listener, Control { hub, reloader, telemetry, token })?)
+            }
+        };
+        Ok(Self { admin, control })
+    }
+
+    /// Lets the answers under way end for a moment.
+    async fn stop(self) {
+        let stop = move || {
+            self.control.into_iter().for_each(HttpServer::stop);
+            self.admin.stop();
+        };
+        let _ = tokio::task::spawn_blocking(stop).await;
+    }
 }
 
 /// SIGTERM and SIGINT.
 struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
 }
 
 impl Signals {

@@ -23,6 +23,7 @@ use crate::wire::reply::{self, SqlState};
 use crate::wire::vars::{self, Vars};
 
 use super::Hub;
+use super::cancel::{CancelKey, Turn};
 use super::pipe::Pipe;
 use super::relay::{End, Ended, Orders, Relay};
 use super::words::Words;
@@ -30,7 +31,9 @@ use super::words::Words;
 /// What the rest of the process can reach of a session.
 pub struct Shared {
     /// Told to the client; a cancel request must show it.
-    pub secret: u32,
+    pub key: CancelKey,
+    /// Cancel requests, one after the other.
+    pub turn: Turn,
     /// What the keeper sees and does.
     pub tether: Arc<Tether>,
     /// What the drain says.
@@ -100,14 +103,8 @@ impl Session {
             let checkout = match self.borrow_connection().await {
                 Ok(Some(checkout)) => checkout,
                 Ok(None) => return,
-                Err(error) => {
-                    if let CheckoutError::Upstream(error) = &error {
-                        self.hub.upstream_failed(self.pool.key(), error);
-                    }
-                    return self.refuse(&error).await;
-                }
+                Err(error) => return self.refuse(&error).await,
             };
-            self.hub.upstream_answered();
             if !self.lend(checkout).await {
                 return;
             }
@@ -119,7 +116,7 @@ impl Session {
         if self.up.is_empty() {
             self.up.shrink();
         }
-        let words = Words::new(self.hub.config.policy.mode);
+        let words = Words::new(self.hub.config.load().policy.mode);
         let begins = |up: &Pipe| up.can_cut(|tag| words.wanted(tag));
         poll_fn(|cx| {
             self.shared.tether.waker.register(cx.waker());
@@ -155,7 +152,7 @@ impl Session {
 
     /// Lends the connection's wire for as long as the client needs it; whether the session goes on.
     async fn lend(&mut self, checkout: Checkout) -> bool {
-        let mut words = Words::new(self.hub.config.policy.mode);
+        let mut words = Words::new(self.hub.config.load().policy.mode);
         loop {
             let Ok(mut wire) = checkout.lend() else {
                 checkout.recycle(None, Plan::Lost, Resolution::ServerLost, None);
@@ -263,7 +260,8 @@ impl Session {
         checkout.recycle(Some(wire), plan, Resolution::Reclaimed, None);
         let taken = clock::now();
         if ended.client_at_boundary {
-            self.last_word(&reclaimed(reason)).await;
+            let by_hand = evidence.limit_seconds == 0.0;
+            self.last_word(&reclaimed(reason, if by_hand { Asked::ByHand } else { Asked::ByLimit })).await;
         }
         self.watch_for_regret(evidence, taken).await;
     }
@@ -273,7 +271,7 @@ impl Session {
     async fn watch_for_regret(&mut self, evidence: Evidence, taken: Moment) {
         let hub = Arc::clone(&self.hub);
         self.place = None;
-        let Ok(_place) = hub.lingering.try_acquire() else { return };
+        let Some(_place) = hub.linger() else { return };
         // What had come before the taking, such as half a statement, says nothing.
         self.up = Pipe::new(Direction::Frontend);
         let speaking = poll_fn(|cx| poll_word(&mut self.up, &mut self.client, |_| true, cx));
@@ -284,17 +282,7 @@ impl Session {
     }
 
     async fn refuse(&mut self, error: &CheckoutError) {
-        let word = match error {
-            CheckoutError::Exhausted(_) => reply::fatal(
-                SqlState::TooManyConnections,
-                &error.to_string(),
-                Some("The holders are listed on the admin page and at /api/v1/snapshot."),
-            ),
-            CheckoutError::Upstream(error) => upstream_word(error),
-            CheckoutError::Stalled => reply::fatal(SqlState::ConnectionFailure, &error.to_string(), None),
-            CheckoutError::Closed => draining(),
-        };
-        self.last_word(&word).await;
+        self.last_word(&refusal(error)).await;
     }
 
     async fn say_draining(&mut self) {
@@ -400,8 +388,26 @@ fn plan_for(beat: Beat, server_at_boundary: bool) -> Plan {
     }
 }
 
-/// What a client is told whose connection could not be opened: the server's own words if it had any.
-pub fn upstream_word(error: &tokio_postgres::Error) -> Vec<u8> {
+/// What a client is told that gets no connection: the server's own words if it had any.
+pub fn refusal(error: &CheckoutError) -> Vec<u8> {
+    let said = error.to_string();
+    match error {
+        CheckoutError::Exhausted(_) => reply::fatal(
+            SqlState::TooManyConnections,
+            &said,
+            Some("The holders are listed on the admin page and at /api/v1/snapshot."),
+        ),
+        CheckoutError::Upstream(error) => refused_by_server(error),
+        CheckoutError::Unreachable(_) => unreachable(&said),
+        CheckoutError::Paused(_) => {
+            reply::fatal(SqlState::CannotConnectNow, &said, Some("Whoever paused it has to resume it."))
+        }
+        CheckoutError::Stalled => reply::fatal(SqlState::ConnectionFailure, &said, None),
+        CheckoutError::Closed => draining(),
+    }
+}
+
+fn refused_by_server(error: &tokio_postgres::Error) -> Vec<u8> {
     match error.as_db_error() {
         Some(db) => reply::fatal_from_server(db.code().code(), db.message(), db.detail(), db.hint()),
         None if !is_unreachable(error) => reply::fatal(
@@ -409,12 +415,13 @@ pub fn upstream_word(error: &tokio_postgres::Error) -> Vec<u8> {
             &format!("upstream server did not let pgleash in: {}", describe(error)),
             Some("pgleash has a password for the user of upstream.url only."),
         ),
-        None => reply::fatal(
-            SqlState::ConnectionFailure,
-            &format!("upstream server is unreachable: {}", describe(error)),
-            Some("Check upstream.url and the server; pgleash check tells more."),
-        ),
+        None => unreachable(&format!("upstream server is unreachable: {}", describe(error))),
     }
+}
+
+fn unreachable(said: &str) -> Vec<u8> {
+    let hint = "Check upstream.url and the server; pgleash check tells more.";
+    reply::fatal(SqlState::ConnectionFailure, said, Some(hint))
 }
 
 /// What every client is told while pgleash drains.
@@ -426,28 +433,29 @@ fn lost() -> Vec<u8> {
     reply::fatal(SqlState::ConnectionFailure, "the upstream server closed the connection unexpectedly", None)
 }
 
-fn reclaimed(reason: Reason) -> Vec<u8> {
+/// Who asked for a reclaim.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    ByLimit,
+    ByHand,
+}
+
+fn reclaimed(reason: Reason, asked: Asked) -> Vec<u8> {
     let (state, message) = match reason {
-        Reason::IdleSession => (
-            SqlState::IdleSessionTimeout,
-            "terminating connection: taken back by pgleash, idle session held for longer than leaks.idle_session",
-        ),
-        Reason::ProtocolWedge => (
-            SqlState::ProtocolViolation,
-            "terminating connection: taken back by pgleash, the server waited in mid-protocol for the client",
-        ),
+        Reason::IdleSession => {
+            (SqlState::IdleSessionTimeout, "idle session held for longer than leaks.idle_session")
+        }
+        Reason::ProtocolWedge => {
+            (SqlState::ProtocolViolation, "the server waited in mid-protocol for the client")
+        }
         _ => (
             SqlState::IdleInTransactionTimeout,
-            "terminating connection: taken back by pgleash, idle in transaction for longer than \
-             leaks.idle_in_transaction",
+            "idle in transaction for longer than leaks.idle_in_transaction",
         ),
     };
-    reply::fatal(
-        state,
-        message,
-        Some(
-            "The transaction, if any, was rolled back. Look for a code path that does not \
-         return its connection.",
-        ),
-    )
+    let message = if asked == Asked::ByHand { "an administrator asked for it" } else { message };
+    let message = format!("terminating connection: taken back by pgleash, {message}");
+    let hint = "The transaction, if any, was rolled back. Look for a code path that does not return its \
+                connection.";
+    reply::fatal(state, &message, Some(hint))
 }

@@ -106,6 +106,11 @@ impl Journal {
         state.records.iter().skip(skip).filter(|record| record.seq > after).cloned().collect()
     }
 
+    /// `seq` of the newest record; 0 before the first.
+    pub(super) fn newest(&self) -> u64 {
+        self.lock().newest
+    }
+
     /// Waits until all records present now are settled, at most `within`.
     pub(super) fn flush(&self, within: Duration) -> bool {
         let state = self.lock();

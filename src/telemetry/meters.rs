@@ -142,7 +142,14 @@ impl Meters {
             | Event::Draining { .. }
             | Event::Stopped { .. }
             | Event::CredentialsReloaded { .. }
-            | Event::CredentialsKept { .. } => {}
+            | Event::CredentialsKept { .. }
+            | Event::UpstreamRecovered { .. }
+            | Event::Reloaded { .. }
+            | Event::ReloadRefused { .. }
+            | Event::Paused { .. }
+            | Event::Resumed { .. }
+            | Event::TookOver { .. }
+            | Event::HandedOver { .. } => {}
             Event::PoolOpened { pool, .. } => {
                 if self.pool(pool).label == OTHER {
                     self.folded_pools.increment(1);

@@ -83,6 +83,11 @@ impl Telemetry {
         self.journal.latest_after(after)
     }
 
+    /// Sequence number of the newest logged event; 0 before the first.
+    pub fn newest_event(&self) -> u64 {
+        self.journal.newest()
+    }
+
     /// Blocks until every event emitted so far has reached the log, or `within` has passed.
     /// Returns whether all of them have.
     pub fn flush(&self, within: Duration) -> bool {

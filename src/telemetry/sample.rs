@@ -9,7 +9,7 @@ use crate::event::{
     Suppression,
 };
 use crate::ids::{CheckoutId, ConnId, Holder, PoolKey, SessionId};
-use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot, Snapshot};
+use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, FlowState, Limits, PoolSnapshot, Snapshot};
 
 /// The pool that has the leaks.
 pub fn payments() -> PoolKey {
@@ -43,11 +43,12 @@ pub fn evidence() -> Evidence {
 pub fn events() -> Vec<Event> {
     let pool = payments();
     let conn = ConnId(9);
-    vec![
+    let mut events = vec![
         Event::Started {
             version: "0.1.0",
             listen: "127.0.0.1:6432".to_owned(),
             admin: "127.0.0.1:9632".to_owned(),
+            control: None,
             action: "reclaim",
         },
         Event::PoolOpened { pool: pool.clone(), size: 20 },
@@ -56,6 +57,7 @@ pub fn events() -> Vec<Event> {
             sqlstate: "08006".to_owned(),
             detail: "connection refused".to_owned(),
         },
+        Event::UpstreamRecovered { pool: pool.clone(), down_seconds: 2.5, attempts: 6 },
         Event::ConnectionOpened { pool: pool.clone(), conn, backend_pid: 23_117, connect_seconds: 0.0042 },
         Event::CheckedOut { pool: pool.clone(), waited_seconds: 0.0003 },
         Event::CheckedIn { pool: pool.clone(), held_seconds: 0.012 },
@@ -70,22 +72,8 @@ pub fn events() -> Vec<Event> {
             diagnosis: "20 of 20 held, 11 stale, oldest 29 s, most by checkout-api".to_owned(),
             client: "10.1.4.12:40966".to_owned(),
         },
-        Event::ReclaimSuppressed {
-            pool: pool.clone(),
-            reason: Reason::IdleInTransaction,
-            because: Suppression::Budget,
-            evidence: evidence(),
-        },
-        Event::Recycled {
-            pool: pool.clone(),
-            conn,
-            checkout: CheckoutId(4711),
-            backend_pid: 23_117,
-            action: RecycleAction::Reset,
-            outcome: RecycleOutcome::Reissued,
-            elapsed_seconds: 0.0031,
-            detail: String::new(),
-        },
+        suppressed(&pool),
+        recycled(&pool, conn),
         Event::LeakResolved {
             pool: pool.clone(),
             reason: Reason::IdleInTransaction,
@@ -105,8 +93,46 @@ pub fn events() -> Vec<Event> {
             age_seconds: 1754.0,
             uses: 90_412,
         },
+    ];
+    events.extend(changes());
+    events.extend([
         Event::Draining { clients: 31, limit_seconds: 30.0 },
         Event::Stopped { drained: true, clients_cut: 0 },
+    ]);
+    events
+}
+
+fn suppressed(pool: &PoolKey) -> Event {
+    Event::ReclaimSuppressed {
+        pool: pool.clone(),
+        reason: Reason::IdleInTransaction,
+        because: Suppression::Budget,
+        evidence: evidence(),
+    }
+}
+
+fn recycled(pool: &PoolKey, conn: ConnId) -> Event {
+    Event::Recycled {
+        pool: pool.clone(),
+        conn,
+        checkout: CheckoutId(4711),
+        backend_pid: 23_117,
+        action: RecycleAction::Reset,
+        outcome: RecycleOutcome::Reissued,
+        elapsed_seconds: 0.0031,
+        detail: String::new(),
+    }
+}
+
+/// What an administrator changes.
+fn changes() -> [Event; 6] {
+    [
+        Event::Reloaded { changed: vec!["pool.size: 20 -> 40".to_owned()], needs_restart: vec!["listen"] },
+        Event::ReloadRefused { problems: vec!["pgleash.toml:3: pool.size = 0 is out of range".to_owned()] },
+        Event::Paused { checkouts: 3 },
+        Event::Resumed { waiting: 12 },
+        Event::TookOver { listen: "127.0.0.1:6432".to_owned() },
+        Event::HandedOver { clients: 31, limit_seconds: 30.0 },
     ]
 }
 
@@ -133,6 +159,7 @@ pub fn incident() -> Snapshot {
         action: "reclaim",
         enforcing: true,
         draining: false,
+        flow: FlowState::Open,
         observation_age_seconds: 0.25,
         observed_at_unix_seconds: 1_767_323_045.5,
         clients: 31,

@@ -15,6 +15,8 @@ closed_set! {
         AdminShutdown => "57P01",
         /// The upstream server is unreachable or was lost.
         ConnectionFailure => "08006",
+        /// Paused for too long.
+        CannotConnectNow => "57P03",
         /// A malformed packet or frame.
         ProtocolViolation => "08P01",
         /// A login without a user, or unencrypted where that may not be.
@@ -97,9 +99,9 @@ pub fn parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend(framed(b'S', &body));
 }
 
-/// BackendKeyData with a 4-byte key, as protocol 3.0 has it.
-pub fn backend_key_data(out: &mut Vec<u8>, pid: u32, key: u32) {
-    out.extend(framed(b'K', &[pid.to_be_bytes(), key.to_be_bytes()].concat()));
+/// BackendKeyData. The key has 4 bytes before protocol 3.2, and up to 256 since.
+pub fn backend_key_data(out: &mut Vec<u8>, pid: u32, key: &[u8]) {
+    out.extend(framed(b'K', &[&pid.to_be_bytes(), key].concat()));
 }
 
 /// ReadyForQuery outside a transaction.
@@ -107,9 +109,10 @@ pub fn ready_for_query(out: &mut Vec<u8>) {
     out.extend(framed(b'Z', b"I"));
 }
 
-/// NegotiateProtocolVersion: 3.0 is the newest we speak, and these options we do not know.
-pub fn negotiate_protocol_version(out: &mut Vec<u8>, unknown_options: &[String]) {
-    let mut body = 0x0003_0000_u32.to_be_bytes().to_vec();
+/// NegotiateProtocolVersion: this minor version of protocol 3 is spoken, and these options we do not know.
+/// The version is sent whole, as Postgres does.
+pub fn negotiate_protocol_version(out: &mut Vec<u8>, minor: u16, unknown_options: &[String]) {
+    let mut body = (3 << 16 | u32::from(minor)).to_be_bytes().to_vec();
     body.extend((unknown_options.len() as u32).to_be_bytes());
     for option in unknown_options {
         cstr(&mut body, option);

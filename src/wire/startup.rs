@@ -6,12 +6,20 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// The newest minor version of protocol 3 that we speak.
+pub const NEWEST_MINOR: u16 = 2;
+
+/// The minor version since which BackendKeyData has a key of up to 256 bytes.
+pub const LONG_KEYS_SINCE: u16 = 2;
+
 /// The longest first packet that is read, as in Postgres (`MAX_STARTUP_PACKET_LENGTH`).
 pub const MAX_FIRST_PACKET: usize = 10_000;
 
-const SSL_REQUEST: u32 = 80_877_103;
+/// The code of an SSLRequest.
+pub const SSL_REQUEST: u32 = 80_877_103;
 const GSS_REQUEST: u32 = 80_877_104;
-const CANCEL_REQUEST: u32 = 80_877_102;
+/// The code of a CancelRequest.
+pub const CANCEL_REQUEST: u32 = 80_877_102;
 
 /// A first packet.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,7 +32,7 @@ pub enum FirstPacket {
     Cancel {
         /// As told in BackendKeyData.
         pid: u32,
-        /// As told in BackendKeyData; 4 bytes in protocol 3.0.
+        /// As told in BackendKeyData; 4 bytes before protocol 3.2.
         secret: Vec<u8>,
     },
     /// Let me in.
@@ -44,6 +52,18 @@ pub struct Startup {
     pub settings: BTreeMap<String, String>,
     /// Protocol options (`_pq_.…`) that we do not know.
     pub unknown_options: Vec<String>,
+}
+
+impl Startup {
+    /// The minor version that is spoken with this client.
+    pub fn spoken_minor(&self) -> u16 {
+        self.minor.min(NEWEST_MINOR)
+    }
+
+    /// Whether the client has to be told with NegotiateProtocolVersion that it does not get all it asked for.
+    pub fn needs_negotiation(&self) -> bool {
+        self.minor > NEWEST_MINOR || !self.unknown_options.is_empty()
+    }
 }
 
 /// A first packet that cannot be. Never holds what the client sent but for names and numbers.
@@ -68,7 +88,10 @@ impl fmt::Display for StartupError {
                 write!(f, "invalid length of startup packet: {length}, expected 8 to {MAX_FIRST_PACKET}")
             }
             StartupError::Version(major, minor) => {
-                write!(f, "unsupported frontend protocol {major}.{minor}: server supports 3.0")
+                write!(
+                    f,
+                    "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{NEWEST_MINOR}"
+                )
             }
             StartupError::Malformed(what) => write!(f, "invalid startup packet: {what}"),
             StartupError::NoUser => f.write_str("no user name specified in startup packet"),
@@ -248,6 +271,18 @@ mod tests {
         assert_eq!(startup.settings["application_name"], "caf?");
         let user = packet(0x0003_0000, b"user\0caf\xe9\0\0");
         assert_eq!(parse(&user), Err(StartupError::Malformed("a parameter that is not UTF-8")));
+    }
+
+    #[test]
+    fn versions_are_negotiated_down_and_never_up() {
+        let told = |minor, options: &[&str]| {
+            let unknown_options = options.iter().map(|option| (*option).to_owned()).collect();
+            let startup = Startup { minor, unknown_options, ..Startup::default() };
+            (startup.spoken_minor(), startup.needs_negotiation())
+        };
+        assert_eq!([0, 1, 2].map(|minor| told(minor, &[])), [(0, false), (1, false), (2, false)]);
+        assert_eq!([3, 9999].map(|minor| told(minor, &[])), [(2, true), (2, true)]);
+        assert_eq!(told(0, &["_pq_.x"]), (0, true));
     }
 
     #[test]

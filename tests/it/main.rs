@@ -4,18 +4,23 @@
 
 mod auth;
 mod bad_input;
+mod cancel;
 mod cli;
 mod client_tls;
+mod control;
 mod deaths;
 mod differential;
 mod faults;
 mod floors;
 mod fuzz;
+mod handover;
 mod leaks;
 mod lifecycle;
 mod malformed;
+mod outage;
 mod pooling;
 mod protocol;
+mod reload;
 mod support;
 mod tls;
 mod unix_socket;

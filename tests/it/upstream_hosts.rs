@@ -8,6 +8,32 @@ in_both_modes! {
     a_host_that_does_not_fit_is_passed_over,
 }
 
+/// Sixteen connections at a time: that all of them go to the first of two hosts is one chance in 65536.
+#[tokio::test]
+async fn hosts_share_the_load_if_asked_to() {
+    let database = Server::shared().database().await;
+    let twin = Server::private();
+    let other = twin.database_named(&database.name).await;
+    let url = url(other.port, &database, "load_balance_hosts=random");
+    let leash = Leash::upstream(&url, &database.name).set("pool.size", 17).start().await;
+    let mut clients = Vec::new();
+    let mut ports = std::collections::BTreeSet::new();
+    for _ in 0..17 {
+        let client = leash.endpoint().connect("one of many").await;
+        client.batch_execute("BEGIN").await.unwrap();
+        ports.insert(client.one("SELECT inet_server_port()").await);
+        clients.push(client);
+    }
+    assert_eq!(ports, [other.port, database.port].map(|port| port.to_string()).into());
+    for client in clients {
+        client.batch_execute("COMMIT").await.unwrap();
+        client.close().await;
+    }
+    leash.sigterm();
+    drop(leash);
+    database.remove().await;
+}
+
 fn url(first_port: u16, database: &Database, options: &str) -> String {
     let Database { name, port } = database;
     format!("postgres://app@127.0.0.1:{first_port},127.0.0.1:{port}/{name}?{options}")

@@ -1,6 +1,8 @@
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -88,14 +90,14 @@ fn events_can_be_followed_by_sequence_number() {
     let running = Running::start();
     let all = running.get("/api/v1/events").json();
     let all = all.as_array().unwrap();
-    assert_eq!(all.len(), 16);
+    assert_eq!(all.len(), 23);
     assert_eq!((&all[0]["seq"], &all[0]["event"]), (&Value::from(1), &Value::from("started")));
 
-    let news = running.get("/api/v1/events?after=14").json();
+    let news = running.get("/api/v1/events?after=21").json();
     let seqs: Vec<u64> =
         news.as_array().unwrap().iter().map(|event| event["seq"].as_u64().unwrap()).collect();
-    assert_eq!(seqs, [15, 16]);
-    assert_eq!(running.get("/api/v1/events?after=16").body, "[]");
+    assert_eq!(seqs, [22, 23]);
+    assert_eq!(running.get("/api/v1/events?after=23").body, "[]");
 }
 
 #[test]
@@ -271,7 +273,7 @@ fn many_clients_are_served_at_once() {
 }
 
 struct Running {
-    server: AdminServer,
+    server: HttpServer,
     address: SocketAddr,
     source: Arc<Incident>,
     telemetry: Arc<Telemetry>,
@@ -289,7 +291,7 @@ impl Running {
         let source = Arc::new(Incident::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let app = App { source: Arc::clone(&source) as Arc<dyn Source>, telemetry: Arc::clone(&telemetry) };
-        let server = spawn_bounded(listener, router(app), bounds).unwrap();
+        let server = spawn_bounded("admin", listener, router(app), bounds).unwrap();
         let address = server.address();
         Self { server, address, source, telemetry }
     }

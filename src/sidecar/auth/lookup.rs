@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
 
 use crate::clock;
@@ -42,12 +43,18 @@ pub enum Known {
 /// The question, and the answers.
 pub struct Lookup {
     sql: String,
-    target: Target,
-    name: PoolKey,
+    target: ArcSwap<Target>,
     /// One question at a time; who waits is bounded by those who may knock, and by the time for a login. Taken out
     /// while it is used, so that one whose question was dropped is not used again.
-    conn: Mutex<Option<(Dialled, Moment)>>,
+    conn: Mutex<Option<Open>>,
     answers: StdMutex<HashMap<String, (Moment, Known)>>,
+}
+
+/// A connection, when it was opened, and to where.
+struct Open {
+    dialled: Dialled,
+    since: Moment,
+    target: Arc<Target>,
 }
 
 impl Lookup {
@@ -57,11 +64,18 @@ impl Lookup {
         let database = target.postgres.get_dbname().unwrap_or(user);
         Self {
             sql,
-            target: target.for_login(database, user),
-            name: PoolKey::new(database, user),
+            target: ArcSwap::from_pointee(target.for_login(database, user)),
             conn: Mutex::default(),
             answers: StdMutex::default(),
         }
+    }
+
+    /// Asks another server from now on, in whose database and as whom it says.
+    pub fn retarget(&self, target: &Target) {
+        let user = target.postgres.get_user().unwrap_or_default();
+        let database = target.postgres.get_dbname().unwrap_or(user);
+        self.target.store(Arc::new(target.for_login(database, user)));
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Asks, or remembers. Cancel safe.
@@ -77,15 +91,17 @@ impl Lookup {
         if let Some(known) = self.remembered(user) {
             return Ok(known);
         }
-        let usable = conn
-            .take()
-            .filter(|(conn, opened)| !conn.client.is_closed() && clock::now().since(*opened) < LIFETIME);
+        let target = self.target.load_full();
+        let usable = conn.take().filter(|open| {
+            let young = clock::now().since(open.since) < LIFETIME;
+            young && Arc::ptr_eq(&open.target, &target) && !open.dialled.client.is_closed()
+        });
         let asking = async {
             let open = match usable {
                 Some(open) => open,
-                None => self.open().await?,
+                None => open(Arc::clone(&target)).await?,
             };
-            let known = self.put(&open.0, user).await?;
+            let known = self.put(&open.dialled, user).await?;
             Ok::<_, tokio_postgres::Error>((open, known))
         };
         let failure = match tokio::time::timeout(PATIENCE, asking).await {
@@ -99,7 +115,9 @@ impl Lookup {
         };
         let (sqlstate, why) = failure;
         let detail = format!("auth.query: {why}");
-        sink.emit(Event::UpstreamFailed { pool: self.name.clone(), sqlstate, detail });
+        let [database, user] =
+            [target.postgres.get_dbname(), target.postgres.get_user()].map(Option::unwrap_or_default);
+        sink.emit(Event::UpstreamFailed { pool: PoolKey::new(database, user), sqlstate, detail });
         Err(Unanswered)
     }
 
@@ -110,12 +128,6 @@ impl Lookup {
         if answers.get(user).is_some_and(|(asked, _)| old(*asked)) {
             answers.remove(user);
         }
-    }
-
-    async fn open(&self) -> Result<(Dialled, Moment), tokio_postgres::Error> {
-        let dialled = self.target.dial_aside(()).await?;
-        dialled.client.batch_execute(SETUP).await?;
-        Ok((dialled, clock::now()))
     }
 
     async fn put(&self, conn: &Dialled, user: &str) -> Result<Known, tokio_postgres::Error> {
@@ -148,3 +160,9 @@ impl Lookup {
 /// The server could not be asked.
 #[derive(Debug)]
 pub struct Unanswered;
+
+async fn open(target: Arc<Target>) -> Result<Open, tokio_postgres::Error> {
+    let dialled = target.dial_aside(()).await?;
+    dialled.client.batch_execute(SETUP).await?;
+    Ok(Open { dialled, since: clock::now(), target })
+}

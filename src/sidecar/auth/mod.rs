@@ -87,6 +87,13 @@ impl Credentials {
         }
     }
 
+    /// `auth.query` is put to another server from now on.
+    pub fn retarget(&self, target: &Target) {
+        if let Some(lookup) = &self.lookup {
+            lookup.retarget(target);
+        }
+    }
+
     /// What a client from there is shown, if it asks for TLS.
     pub fn shown_to(&self, origin: Origin) -> Option<Shown> {
         let certificates = self.certificates.as_ref().filter(|_| origin != Origin::Socket)?;

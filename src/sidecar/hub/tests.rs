@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::Upstream;
-use crate::dial::Tls;
+use crate::dial::{Outage, Tls};
 
 /// A sink that only lists the pools that were opened.
 #[derive(Default)]
@@ -16,7 +16,13 @@ impl Sink for Told {
 
 fn hub(max_clients: usize) -> (Hub, Arc<Told>) {
     let upstream = Upstream::parse("postgres://app@127.0.0.1:1/app").unwrap();
-    let target = Target { postgres: upstream.postgres.clone(), tls: Tls::Disable, passwords: Arc::default() };
+    let target = Target {
+        postgres: upstream.postgres.clone(),
+        tls: Tls::Disable,
+        attrs: upstream.attrs,
+        outage: Outage::none(),
+        passwords: Arc::default(),
+    };
     let told = Arc::new(Told::default());
     let sink: Arc<dyn Sink> = told.clone();
     let config = Config { max_clients, ..Config::new(upstream) };
@@ -33,46 +39,48 @@ fn clients_are_let_in_up_to_the_limit_and_get_numbers_of_their_own() {
     let (hub, _) = hub(3);
     let mut ids = HashSet::new();
     for _ in 0..3 {
-        ids.insert(hub.enter().expect("there is room").0);
+        ids.insert(hub.enter(CancelKey::new(2)).expect("there is room").0);
     }
     assert_eq!((ids.len(), hub.clients()), (3, 3));
-    assert!(hub.enter().is_none());
+    assert!(hub.enter(CancelKey::new(2)).is_none());
     hub.forget(SessionId(2));
     hub.forget(SessionId(2));
-    let (id, _) = hub.enter().expect("there is room again");
+    let (id, _) = hub.enter(CancelKey::new(2)).expect("there is room again");
     assert!(ids.insert(id), "a number is not used again at once");
 }
 
 #[test]
 fn numbers_start_over_as_positive_process_ids_and_skip_those_in_use() {
     let (hub, _) = hub(10);
-    let (first, _) = hub.enter().unwrap();
+    let (first, _) = hub.enter(CancelKey::new(2)).unwrap();
     assert_eq!(first, SessionId(1));
     hub.next_session.store(0x7fff_ffff, Ordering::Relaxed);
-    assert_eq!(hub.enter().unwrap().0, SessionId(0x7fff_ffff));
-    assert_eq!(hub.enter().unwrap().0, SessionId(2), "0 is nobody, and 1 is in use");
+    assert_eq!(hub.enter(CancelKey::new(2)).unwrap().0, SessionId(0x7fff_ffff));
+    assert_eq!(hub.enter(CancelKey::new(2)).unwrap().0, SessionId(2), "0 is nobody, and 1 is in use");
 }
 
 #[test]
 fn only_who_knows_the_secret_reaches_a_session() {
     let (hub, _) = hub(10);
-    let (id, shared) = hub.enter().unwrap();
-    let secret = shared.secret.to_be_bytes();
-    assert!(hub.session(id.0, &secret).is_some_and(|found| Arc::ptr_eq(&found, &shared)));
-    assert!(hub.session(id.0, &(!shared.secret).to_be_bytes()).is_none());
+    let (id, shared) = hub.enter(CancelKey::new(2)).unwrap();
+    let secret = shared.key.bytes();
+    let mut near = secret.to_vec();
+    near[31] ^= 1;
+    assert!(hub.session(id.0, secret).is_some_and(|found| Arc::ptr_eq(&found, &shared)));
+    assert!(hub.session(id.0, &near).is_none());
     assert!(hub.session(id.0, &secret[..3]).is_none());
-    assert!(hub.session(id.0 + 1, &secret).is_none());
+    assert!(hub.session(id.0 + 1, secret).is_none());
     hub.forget(id);
-    assert!(hub.session(id.0, &secret).is_none());
+    assert!(hub.session(id.0, secret).is_none());
 }
 
 #[test]
 fn a_drain_reaches_those_who_are_here_and_those_who_come() {
     let (hub, _) = hub(10);
-    let (_, before) = hub.enter().unwrap();
+    let (_, before) = hub.enter(CancelKey::new(2)).unwrap();
     assert!(!before.orders.is_draining() && hub.ready().is_ok());
     hub.begin_drain();
-    let (_, after) = hub.enter().unwrap();
+    let (_, after) = hub.enter(CancelKey::new(2)).unwrap();
     assert!(before.orders.is_draining() && after.orders.is_draining() && !after.orders.is_cut());
     assert_eq!(hub.ready(), Err("draining".to_owned()));
     assert!(!hub.snapshot().enforcing);

@@ -27,6 +27,7 @@ pub struct Setup {
     environment: Vec<(String, String)>,
     tolerated: Vec<&'static str>,
     database: String,
+    file: Option<String>,
 }
 
 impl Setup {
@@ -34,6 +35,23 @@ impl Setup {
     pub fn set(mut self, key: &str, value: impl ToString) -> Self {
         self.environment.push((variable(key), value.to_string()));
         self
+    }
+
+    /// Leaves a key to the configuration file.
+    pub fn unset(mut self, key: &str) -> Self {
+        self.environment.retain(|(name, _)| *name != variable(key));
+        self
+    }
+
+    /// Puts this text into its configuration file.
+    pub fn file(mut self, text: impl ToString) -> Self {
+        self.file = Some(text.to_string());
+        self
+    }
+
+    /// Opens the control listener, with [`TOKEN`].
+    pub fn control(self) -> Self {
+        self.set("control", "127.0.0.1:0").set("control_token", TOKEN)
     }
 
     /// Sets `pool.mode`.
@@ -53,6 +71,7 @@ impl Setup {
         let started = leash.event("started", |_| true).await;
         leash.port = port_of(&started["listen"]);
         leash.admin_port = port_of(&started["admin"]);
+        leash.control_port = started.get("control").map_or(0, port_of);
         leash
     }
 
@@ -66,6 +85,9 @@ impl Setup {
 
     fn spawn(self) -> Leash {
         let directory = tempfile::Builder::new().prefix("pgleash-test-cwd-").tempdir().unwrap();
+        if let Some(text) = &self.file {
+            std::fs::write(directory.path().join("pgleash.toml"), text).unwrap();
+        }
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgleash"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PG") {
@@ -92,10 +114,14 @@ impl Setup {
             database: self.database,
             port: 0,
             admin_port: 0,
-            _directory: directory,
+            control_port: 0,
+            directory,
         }
     }
 }
+
+/// The token of [`Setup::control`].
+pub const TOKEN: &str = "a-token-that-nobody-must-see";
 
 /// A running pgleash. Killed when dropped.
 pub struct Leash {
@@ -105,7 +131,8 @@ pub struct Leash {
     database: String,
     port: u16,
     admin_port: u16,
-    _directory: tempfile::TempDir,
+    control_port: u16,
+    directory: tempfile::TempDir,
 }
 
 #[derive(Default)]
@@ -122,7 +149,12 @@ impl Leash {
 
     /// In front of any URL; clients ask for `database`.
     pub fn upstream(url: &str, database: &str) -> Setup {
-        let setup = Setup { environment: Vec::new(), tolerated: Vec::new(), database: database.to_owned() };
+        let setup = Setup {
+            environment: Vec::new(),
+            tolerated: Vec::new(),
+            database: database.to_owned(),
+            file: None,
+        };
         setup.set("listen", "127.0.0.1:0").set("admin", "127.0.0.1:0").set("upstream.url", url)
     }
 
@@ -139,6 +171,14 @@ impl Leash {
     /// Its port for administrators.
     pub fn admin_port(&self) -> u16 {
         self.admin_port
+    }
+
+    /// Replaces its configuration file, whole at once.
+    pub fn rewrite(&self, text: impl ToString) {
+        let path = self.directory.path().join("pgleash.toml");
+        let fresh = path.with_extension("fresh");
+        std::fs::write(&fresh, text.to_string()).unwrap();
+        std::fs::rename(fresh, path).unwrap();
     }
 
     /// Its process id.
@@ -220,15 +260,30 @@ impl Leash {
 
     /// One page of the admin listener: status and body.
     pub async fn get(&self, path: &str) -> (u16, String) {
+        self.ask(self.admin_port, &format!("GET {path}"), "").await
+    }
+
+    /// Asks the control listener for something, with the token: status and body.
+    pub async fn post(&self, path: &str) -> (u16, Value) {
+        let (status, body) = self.control(&format!("POST {path}"), &format!("Bearer {TOKEN}")).await;
+        (status, serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path}: not JSON: {body}")))
+    }
+
+    /// The same with any method and authorization.
+    pub async fn control(&self, request: &str, authorization: &str) -> (u16, String) {
+        self.ask(self.control_port, request, &format!("Authorization: {authorization}\r\n")).await
+    }
+
+    async fn ask(&self, port: u16, what: &str, more: &str) -> (u16, String) {
         let answer = async {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.admin_port)).await.unwrap();
-            let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let request = format!("{what} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n");
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).await.unwrap();
             String::from_utf8(answer).unwrap()
         };
-        let answer = within(PATIENCE, path, answer).await;
+        let answer = within(PATIENCE, what, answer).await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("not HTTP: {answer}"));
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         (
@@ -276,6 +331,11 @@ impl Leash {
     /// What it wrote to standard error.
     pub fn stderr(&self) -> String {
         self.output.errors.lock().unwrap().clone()
+    }
+
+    /// This event is part of the story from now on.
+    pub fn tolerate(&mut self, event: &'static str) {
+        self.tolerated.push(event);
     }
 
     /// Fails if it panicked, or said a warning or an error that is not part of the story.

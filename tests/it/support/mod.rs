@@ -6,6 +6,7 @@ pub mod metrics;
 pub mod psql;
 pub mod raw;
 pub mod server;
+pub mod tap;
 pub mod tls;
 
 use std::future::Future;

@@ -175,7 +175,9 @@ impl Server {
         self.keeper = Some(command.spawn().expect("sh starts"));
         let deadline = Instant::now() + Duration::from_secs(60);
         while !self.ready() {
-            let failed = self.log()[logged..].contains("FATAL:");
+            // Who comes too early is turned away with a FATAL of its own.
+            let fatal = |line: &str| line.contains("FATAL:") && !line.contains("the database system is");
+            let failed = self.log()[logged..].lines().any(fatal);
             if failed || Instant::now() > deadline {
                 if lease.is_some() {
                     fs::write(self.dir.join("stop"), "").unwrap();

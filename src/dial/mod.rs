@@ -1,24 +1,34 @@
 //! Opens server connections with a switch in them. Floor 3.
 
+mod address;
+mod error;
+mod fit;
+mod outage;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deadpool_postgres::Connect;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use rand::seq::SliceRandom;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::switch::{HomeEnd, Io, Login, Switch};
+
+pub use address::{Address, Security, prepare_socket};
+use error::io_error;
+pub(crate) use error::pool_gone;
+pub use error::{describe, is_unreachable, may_pass};
+pub use fit::SessionAttrs;
+pub use outage::{Outage, Outlook};
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -29,6 +39,10 @@ pub struct Target {
     pub postgres: Config,
     /// Whether and how to speak TLS.
     pub tls: Tls,
+    /// Which of the hosts will do.
+    pub attrs: SessionAttrs,
+    /// Whether the server can be reached: shared by all who dial it.
+    pub outage: Arc<Outage>,
     /// Passwords of roles that `postgres` has none for.
     pub passwords: Arc<Passwords>,
 }
@@ -59,15 +73,6 @@ pub enum Tls {
     Require(MakeRustlsConnect),
 }
 
-/// One address of one host.
-#[derive(Clone, Debug)]
-pub enum Address {
-    /// A TCP address, with the name TLS is to check.
-    Tcp(SocketAddr, Option<String>),
-    /// The path of a Unix socket.
-    Unix(PathBuf),
-}
-
 /// A connection just opened.
 pub struct Dialled {
     /// The SQL side.
@@ -80,6 +85,8 @@ pub struct Dialled {
     pub login: Login,
     /// Where a cancel request goes.
     pub address: Address,
+    /// How it is encrypted, if it is.
+    pub security: Option<Security>,
 }
 
 impl Target {
@@ -95,28 +102,32 @@ impl Target {
             postgres = without_password(&self.postgres);
         }
         postgres.user(user).dbname(database).application_name("pgleash");
-        Self { postgres, tls: self.tls.clone(), passwords: Arc::clone(&self.passwords) }
+        let (attrs, outage) = (self.attrs, Arc::clone(&self.outage));
+        Self { postgres, tls: self.tls.clone(), attrs, outage, passwords: Arc::clone(&self.passwords) }
     }
 
-    /// Tries the hosts in their order until one lets us in and fits `target_session_attrs`.
+    /// Tries the hosts, in their order or in any with `load_balance_hosts=random`, until one lets us in and
+    /// fits `target_session_attrs`. Each address has `connect_timeout` for itself.
     ///
     /// `on_end` is dropped when the connection is over, however it ends; if there is none, with the
     /// last attempt.
     ///
     /// # Errors
-    /// The last host's. A server that answered and refused is not followed by the next address.
+    /// The last host's. A server that answered and refused is not followed by the next address, unless it
+    /// refused because it starts or stops.
     pub async fn dial<G: Send + Sync + 'static>(&self, on_end: G) -> Result<Dialled, tokio_postgres::Error> {
         // Each attempt has a share; ours keeps the end of an attempt that failed from being the end.
         let guard = Arc::new(on_end);
+        let addresses = self.addresses().await;
         let mut last = None;
-        for address in self.addresses().await {
-            let limit = self.postgres.get_connect_timeout().copied().unwrap_or(Self::CONNECT_TIMEOUT);
-            match tokio::time::timeout(limit, self.dial_one(&address, &guard)).await {
-                Ok(Ok(dialled)) => return Ok(dialled),
-                Ok(Err(error)) if error.as_db_error().is_some() => return Err(error),
-                Ok(Err(error)) => last = Some(error),
-                Err(_) => {
-                    last = Some(io_error(io::ErrorKind::TimedOut, "no answer within connect_timeout").await)
+        for attrs in self.attrs.passes() {
+            for address in &addresses {
+                match self.dial_within(address, *attrs, &guard).await {
+                    Ok(dialled) => return Ok(dialled),
+                    Err(error) if error.as_db_error().is_some() && !is_unreachable(&error) => {
+                        return Err(error);
+                    }
+                    Err(error) => last = Some(error),
                 }
             }
         }
@@ -126,6 +137,14 @@ impl Target {
                 Err(io_error(io::ErrorKind::NotFound, "no host of the upstream url has an address").await)
             }
         }
+    }
+
+    /// Opens a connection to the host that is at this address, whatever it fits.
+    ///
+    /// # Errors
+    /// As [`Target::dial`].
+    pub async fn dial_at(&self, address: &Address) -> Result<Dialled, tokio_postgres::Error> {
+        self.dial_within(address, SessionAttrs::Any, &Arc::new(())).await
     }
 
     /// As [`Target::dial`], but a login with a password, which costs thousands of hashes, is computed on
@@ -159,6 +178,31 @@ impl Target {
         config
     }
 
+    fn connect_timeout(&self) -> Duration {
+        self.postgres.get_connect_timeout().copied().unwrap_or(Self::CONNECT_TIMEOUT)
+    }
+
+    async fn dial_within<G: Send + Sync + 'static>(
+        &self,
+        address: &Address,
+        attrs: SessionAttrs,
+        guard: &Arc<G>,
+    ) -> Result<Dialled, tokio_postgres::Error> {
+        let dialling = async {
+            let dialled = self.dial_one(address, guard).await?;
+            if attrs.fits(&dialled.client).await? {
+                return Ok(dialled);
+            }
+            dialled.task.abort();
+            let what = "the server does not fit target_session_attrs";
+            Err(io_error(io::ErrorKind::PermissionDenied, what).await)
+        };
+        match tokio::time::timeout(self.connect_timeout(), dialling).await {
+            Ok(done) => done,
+            Err(_) => Err(io_error(io::ErrorKind::TimedOut, "no answer within connect_timeout").await),
+        }
+    }
+
     async fn dial_one<G: Send + Sync + 'static>(
         &self,
         address: &Address,
@@ -187,7 +231,7 @@ impl Target {
         tls: Option<&MakeRustlsConnect>,
         guard: &Arc<G>,
     ) -> Result<Dialled, tokio_postgres::Error> {
-        let io = match address.open().await {
+        let io = match address.open(self.postgres.get_tcp_user_timeout().copied()).await {
             Ok(io) => io,
             Err(error) => return Err(io_error(error.kind(), &error.to_string()).await),
         };
@@ -218,115 +262,42 @@ impl Target {
             )
             .await);
         };
-        let dialled = Dialled { client, task, switch, login, address: address.clone() };
-        self.check_attributes(&dialled).await?;
-        Ok(dialled)
+        let security =
+            tls.map(|make| Security { make: make.clone(), negotiation: self.postgres.get_ssl_negotiation() });
+        Ok(Dialled { client, task, switch, login, address: address.clone(), security })
     }
 
-    async fn check_attributes(&self, dialled: &Dialled) -> Result<(), tokio_postgres::Error> {
-        let wants_read_only = match self.postgres.get_target_session_attrs() {
-            TargetSessionAttrs::ReadWrite => false,
-            TargetSessionAttrs::ReadOnly => true,
-            _ => return Ok(()),
-        };
-        let rows = dialled.client.simple_query("SHOW transaction_read_only").await?;
-        let read_only = rows.iter().any(
-            |row| matches!(row, tokio_postgres::SimpleQueryMessage::Row(row) if row.get(0) == Some("on")),
-        );
-        if read_only == wants_read_only {
-            return Ok(());
-        }
-        dialled.task.abort();
-        Err(io_error(io::ErrorKind::PermissionDenied, "the server does not fit target_session_attrs").await)
-    }
-
-    /// Every address of every host, in order. A name that does not resolve has none.
+    /// Every address of every host. A name that does not resolve in time has none.
     async fn addresses(&self) -> Vec<Address> {
         let ports = self.postgres.get_ports();
+        let mut hosts: Vec<_> = self.postgres.get_hosts().iter().enumerate().collect();
+        let random = self.postgres.get_load_balance_hosts() == LoadBalanceHosts::Random;
+        if random {
+            hosts.shuffle(&mut rand::rng());
+        }
         let mut addresses = Vec::new();
-        for (index, host) in self.postgres.get_hosts().iter().enumerate() {
+        for (index, host) in hosts {
             let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-            match host {
+            let mut of_host: Vec<Address> = match host {
                 Host::Tcp(name) if !self.postgres.get_hostaddrs().is_empty() => {
                     let fixed = self.postgres.get_hostaddrs().get(index);
-                    addresses.extend(fixed.map(|ip| Address::Tcp((*ip, port).into(), Some(name.clone()))));
+                    fixed.map(|ip| Address::Tcp((*ip, port).into(), Some(name.clone()))).into_iter().collect()
                 }
                 Host::Tcp(name) => {
-                    let found = tokio::net::lookup_host((name.as_str(), port)).await;
-                    addresses
-                        .extend(found.into_iter().flatten().map(|at| Address::Tcp(at, Some(name.clone()))));
+                    let asking = tokio::net::lookup_host((name.as_str(), port));
+                    let found = tokio::time::timeout(self.connect_timeout(), asking).await;
+                    let found = found.into_iter().flatten().flatten();
+                    found.map(|at| Address::Tcp(at, Some(name.clone()))).collect()
                 }
-                Host::Unix(directory) => {
-                    addresses.push(Address::Unix(directory.join(format!(".s.PGSQL.{port}"))));
-                }
+                Host::Unix(directory) => vec![Address::Unix(directory.join(format!(".s.PGSQL.{port}")))],
+            };
+            if random {
+                of_host.shuffle(&mut rand::rng());
             }
+            addresses.append(&mut of_host);
         }
         addresses
     }
-}
-
-impl Address {
-    async fn open(&self) -> io::Result<Io> {
-        match self {
-            Address::Tcp(address, _) => {
-                let stream = TcpStream::connect(address).await?;
-                prepare_socket(&stream)?;
-                Ok(Io::Tcp(stream))
-            }
-            Address::Unix(path) => UnixStream::connect(path).await.map(Io::Unix),
-        }
-    }
-
-    fn tls_name(&self) -> String {
-        match self {
-            Address::Tcp(_, Some(name)) => name.clone(),
-            Address::Tcp(address, None) => address.ip().to_string(),
-            Address::Unix(_) => "localhost".to_owned(),
-        }
-    }
-
-    /// Sends a cancel request and waits until the server has closed the connection: the signal has
-    /// been sent by then ("Canceling Requests in Progress").
-    ///
-    /// # Errors
-    /// The server cannot be reached.
-    pub async fn cancel(&self, backend_pid: i32, key: &[u8]) -> io::Result<()> {
-        let mut packet = ((12 + key.len()) as u32).to_be_bytes().to_vec();
-        packet.extend(80_877_102_u32.to_be_bytes());
-        packet.extend(backend_pid.to_be_bytes());
-        packet.extend(key);
-        let mut io = self.open().await?;
-        io.write_all(&packet).await?;
-        io.flush().await?;
-        let mut rest = [0; 64];
-        while !matches!(io.read(&mut rest).await, Ok(0) | Err(_)) {}
-        Ok(())
-    }
-}
-
-/// No delay, and keepalives that find a half-open peer within about a minute.
-///
-/// # Errors
-/// The system refuses an option.
-pub fn prepare_socket(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(30))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
-    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
-}
-
-/// Whether this says that there is no server to talk to: not a server that refused, and not a login
-/// that cannot be tried, as one without a password.
-pub fn is_unreachable(error: &tokio_postgres::Error) -> bool {
-    let text = error.to_string();
-    error.as_db_error().is_none() && !is_credentials(&text)
-}
-
-/// tokio-postgres shows the kind of an error in its text only.
-fn is_credentials(text: &str) -> bool {
-    text.starts_with("invalid configuration") || text.starts_with("authentication error")
 }
 
 fn drive<S, T, G>(connection: Connection<S, T>, guard: Arc<G>) -> JoinHandle<()>
@@ -340,57 +311,6 @@ where
         // Its error is told by whoever used the connection, or by the guard's end if nobody did.
         drop(connection.await);
     })
-}
-
-/// tokio-postgres makes its I/O errors itself; this gets one out of it with our words in it.
-async fn io_error(kind: io::ErrorKind, what: &str) -> tokio_postgres::Error {
-    let broken = Broken(kind, what.to_owned());
-    let mut config = Config::new();
-    config.user("nobody").ssl_mode(SslMode::Disable);
-    match config.connect_raw(broken, NoTls).await {
-        Err(error) => error,
-        Ok(_) => unreachable!("a stream that always fails cannot log in"),
-    }
-}
-
-/// A stream that fails with the given words.
-struct Broken(io::ErrorKind, String);
-
-impl Broken {
-    fn error(&self) -> io::Error {
-        io::Error::new(self.0, self.1.clone())
-    }
-}
-
-impl AsyncRead for Broken {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        _: &mut ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Err(self.error()))
-    }
-}
-
-impl AsyncWrite for Broken {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        _: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        std::task::Poll::Ready(Err(self.error()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Err(self.error()))
-    }
-
-    fn poll_shutdown(
-        self: Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
 }
 
 /// Puts the TLS stream on the switch, so that what is lent is plain protocol bytes.
@@ -439,7 +359,10 @@ fn without_password(config: &Config) -> Config {
     if let Some(timeout) = config.get_connect_timeout() {
         bare.connect_timeout(*timeout);
     }
-    bare.target_session_attrs(config.get_target_session_attrs());
+    bare.load_balance_hosts(config.get_load_balance_hosts());
+    if let Some(timeout) = config.get_tcp_user_timeout() {
+        bare.tcp_user_timeout(*timeout);
+    }
     bare.channel_binding(config.get_channel_binding());
     bare.ssl_negotiation(config.get_ssl_negotiation());
     bare

@@ -1,0 +1,208 @@
+//! What a client waits for before it is lent a connection: that nothing is paused, a slot, and a server
+//! that can be reached. Floor 3.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use deadpool_postgres::{Client, ClientWrapper, PoolError};
+
+use crate::clock;
+use crate::conn::ServerConn;
+use crate::dial::{Outlook, describe, is_unreachable, may_pass};
+use crate::event::{CloseReason, Event};
+use crate::ids::{Holder, Moment};
+use crate::policy::Policy;
+use crate::pool::{CheckoutError, DELIVERED, WatchedPool};
+use crate::slots::{Closed, Slot};
+use crate::valve::Flow;
+
+impl From<Closed> for CheckoutError {
+    fn from(_: Closed) -> Self {
+        CheckoutError::Closed
+    }
+}
+
+impl WatchedPool {
+    /// How often one that waits for the server looks whether a connection has come home.
+    const LOOK: Duration = Duration::from_millis(100);
+    /// How long a server is believed to fit `target_session_attrs` after it was asked.
+    const FITTED: Duration = Duration::from_secs(1);
+
+    /// Waits for a slot, if there is none at once; since when the client's patience counts.
+    pub(crate) async fn slot(&self, holder: &Holder, began: Moment) -> Result<(Slot, Moment), CheckoutError> {
+        let inner = self.inner();
+        if inner.valve.flow() == Flow::Open
+            && let Some(slot) = inner.slots.try_take()?
+        {
+            return Ok((slot, began));
+        }
+        let _waiting = Waiting::new(self, began);
+        let mut since = began;
+        loop {
+            if inner.valve.flow() != Flow::Open {
+                self.resumed().await?;
+                since = clock::now();
+            }
+            let slot = tokio::time::timeout(self.patience_left(since), inner.slots.take()).await;
+            match slot {
+                // A pause that began meanwhile holds it, too.
+                _ if inner.valve.flow() != Flow::Open => {}
+                Ok(slot) => return Ok((slot?, since)),
+                Err(_) => return Err(self.in_vain(holder, began)),
+            }
+        }
+    }
+
+    /// Waits until a pause is over.
+    async fn resumed(&self) -> Result<(), CheckoutError> {
+        let inner = self.inner();
+        let limit = inner.policy.load().wait_timeout.max(Policy::PAUSE_PATIENCE);
+        match tokio::time::timeout(limit, inner.valve.turned()).await {
+            Ok(Flow::Open | Flow::Paused) => Ok(()),
+            Ok(Flow::Over) => Err(CheckoutError::Closed),
+            Err(_) => Err(CheckoutError::Paused(limit)),
+        }
+    }
+
+    fn patience_left(&self, since: Moment) -> Duration {
+        self.inner().policy.load().wait_timeout.saturating_sub(clock::now().since(since))
+    }
+
+    /// Nothing came free in time: the server is away, or others have all there is.
+    fn in_vain(&self, holder: &Holder, began: Moment) -> CheckoutError {
+        let inner = self.inner();
+        if let Some(outlook) = inner.target.load().outage.outlook() {
+            return CheckoutError::Unreachable(outlook.words().to_owned());
+        }
+        let now = clock::now();
+        let diagnosis = self.ledger().diagnosis(&inner.policy.load(), now);
+        inner.sink.emit(Event::CheckoutTimeout {
+            pool: inner.key.clone(),
+            waited_seconds: now.since(began).as_secs_f64(),
+            diagnosis: diagnosis.clone(),
+            client: holder.client.clone(),
+        });
+        CheckoutError::Exhausted(diagnosis)
+    }
+
+    /// A connection that is alive, young enough, quiet, and to the right server. Waits for a server that
+    /// is away, for what is left of the client's patience; what the server itself says is told at once.
+    pub(crate) async fn connection(
+        &self,
+        began: Moment,
+        since: Moment,
+    ) -> Result<(Client, Arc<ServerConn>), CheckoutError> {
+        let mut waiting = None;
+        loop {
+            let outage = Arc::clone(&self.inner().target.load().outage);
+            let why = match outage.outlook() {
+                // Nobody dials now but the one who tries: wait for what it finds, or for a connection to come home.
+                Some(outlook) if self.objects().status().available == 0 => outlook,
+                _ => match self.idle_or_new().await {
+                    Err(Failed::Away(outlook)) => outlook,
+                    Err(Failed::Told(error)) => return Err(error),
+                    Ok(found) => return Ok(found),
+                },
+            };
+            let left = self.patience_left(since);
+            if left.is_zero() || matches!(why, Outlook::Lasting(_)) {
+                return Err(CheckoutError::Unreachable(why.words().to_owned()));
+            }
+            waiting.get_or_insert_with(|| Waiting::new(self, began));
+            let _ = tokio::time::timeout(left.min(Self::LOOK), outage.over()).await;
+        }
+    }
+
+    async fn idle_or_new(&self) -> Result<(Client, Arc<ServerConn>), Failed> {
+        loop {
+            let object = self.objects().get().await.map_err(|error| self.not_opened(error))?;
+            let Some(conn) = self.identify(&object, DELIVERED.with(std::cell::RefCell::take)) else {
+                drop(Client::take(object));
+                continue;
+            };
+            match self.may_be_lent(&object, &conn).await {
+                Ok(()) => return Ok((object, conn)),
+                Err(reason) => self.discard(object, &conn, reason),
+            }
+        }
+    }
+
+    /// Whether a connection from the pool may be lent, or why it is to be closed instead.
+    async fn may_be_lent(&self, object: &ClientWrapper, conn: &ServerConn) -> Result<(), CloseReason> {
+        self.keeps(conn, clock::now())?;
+        if conn.switch.look().is_err() && !settle(object).await {
+            return Err(CloseReason::ServerLost);
+        }
+        let attrs = conn.target.attrs;
+        let asked = Moment::from_nanos(conn.fitted.load(Ordering::Relaxed));
+        if !attrs.may_change() || clock::now().since(asked) < Self::FITTED {
+            return Ok(());
+        }
+        match tokio::time::timeout(Policy::RESET_DEADLINE, attrs.fits(object)).await {
+            Ok(Ok(true)) => {
+                conn.fitted.store(clock::now().as_nanos(), Ordering::Relaxed);
+                Ok(())
+            }
+            Ok(Ok(false)) => Err(CloseReason::Replaced),
+            Ok(Err(_)) | Err(_) => Err(CloseReason::ServerLost),
+        }
+    }
+
+    /// A connection could not be opened: told, and if the server is away, everybody waits for it.
+    fn not_opened(&self, error: PoolError) -> Failed {
+        let PoolError::Backend(error) = error else { return Failed::Told(CheckoutError::Closed) };
+        let inner = self.inner();
+        let sqlstate = error.code().map_or("08006", |code| code.code()).to_owned();
+        let detail = describe(&error);
+        let pool = inner.key.clone();
+        inner.sink.emit(Event::UpstreamFailed { pool: pool.clone(), sqlstate, detail: detail.clone() });
+        if !is_unreachable(&error) {
+            return Failed::Told(CheckoutError::Upstream(error));
+        }
+        let why =
+            if may_pass(&error) { Outlook::Passing(detail.into()) } else { Outlook::Lasting(detail.into()) };
+        let (target, sink) = (inner.target.load_full(), Arc::clone(&inner.sink));
+        target.outage.begins(&target, why.clone(), move |recovery| {
+            sink.emit(Event::UpstreamRecovered {
+                pool,
+                down_seconds: recovery.lasted.as_secs_f64(),
+                attempts: recovery.attempts,
+            });
+        });
+        Failed::Away(why)
+    }
+}
+
+/// Why there is no connection at this moment.
+enum Failed {
+    /// The server cannot be reached.
+    Away(Outlook),
+    /// The client is to be told.
+    Told(CheckoutError),
+}
+
+/// A connection that said something while it was idle may be sound: one round trip tells.
+async fn settle(object: &ClientWrapper) -> bool {
+    let asked = tokio::time::timeout(Policy::RESET_DEADLINE, object.batch_execute("")).await;
+    matches!(asked, Ok(Ok(())))
+}
+
+/// A client that waits, in the ledger as long as this lives.
+struct Waiting<'a> {
+    pool: &'a WatchedPool,
+    key: u64,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(pool: &'a WatchedPool, began: Moment) -> Self {
+        let key = pool.ledger().wait_begins(began);
+        Self { pool, key }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.pool.ledger().wait_ends(self.key);
+    }
+}
