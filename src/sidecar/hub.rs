@@ -18,6 +18,7 @@ use crate::keeper::Watch;
 use crate::policy::{Action, Policy};
 use crate::pool::{WatchedPool, WeakPool, describe};
 use crate::snapshot::Snapshot;
+use crate::wire::prepared::Library;
 use crate::wire::vars::Vars;
 
 use super::auth::Credentials;
@@ -46,6 +47,8 @@ pub struct Hub {
     sessions: Mutex<HashMap<SessionId, Arc<Shared>>>,
     alike: Mutex<HashSet<Arc<Vars>>>,
     spellings: Mutex<HashMap<Spelling, String>>,
+    /// Statements that clients have prepared.
+    pub library: Arc<Library>,
     next_session: AtomicU32,
     left: Notify,
     draining: AtomicBool,
@@ -85,6 +88,7 @@ impl Hub {
             sessions: Mutex::default(),
             alike: Mutex::default(),
             spellings: Mutex::default(),
+            library: Arc::default(),
             next_session: AtomicU32::new(1),
             left: Notify::new(),
             draining: AtomicBool::new(false),

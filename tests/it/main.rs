@@ -15,6 +15,7 @@ mod leaks;
 mod lifecycle;
 mod malformed;
 mod pooling;
+mod prepared;
 mod protocol;
 mod support;
 mod tls;
