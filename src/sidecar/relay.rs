@@ -377,7 +377,8 @@ impl<'a> Relay<'a> {
     /// Nothing moves any more for now: is this the end, and if not, what is the client doing?
     fn rest(&mut self) -> Option<End> {
         let beat = self.wire.pulse.beat();
-        if beat == Beat::Quiet {
+        // A frame that is still coming is due something already.
+        if beat == Beat::Quiet && self.up.ends_frame() {
             self.words.settle();
             self.wire.prepared.settle();
         }

@@ -437,7 +437,8 @@ async fn copy_in_a_pipeline_keeps_the_order(mut scene: Scene) {
 async fn a_statement_of_many_kilobytes_moves(mut scene: Scene) {
     let long = "x".repeat(300_000);
     let sql = format!("SELECT length('{long}') + $1::int");
-    scene.say(&[raw::parse("long", &sql), raw::sync()]).await;
+    let made = scene.say(&[raw::parse("long", &sql), raw::sync()]).await;
+    assert_eq!(tags(&made), "1Z");
     for n in 0..3 {
         scene.move_on().await;
         let parameter = n.to_string();
@@ -447,9 +448,6 @@ async fn a_statement_of_many_kilobytes_moves(mut scene: Scene) {
             .await;
         assert_eq!(values(&answer), "100000");
         let answer = scene.client.until_ready().await;
-        let errors: Vec<_> =
-            answer.iter().filter(|frame| frame.tag == 'E').map(|frame| frame.field('M')).collect();
-        assert!(errors.is_empty(), "{errors:?}");
         assert_eq!((tags(&answer), values(&answer)), ("2DCZ".to_owned(), (300_000 + n).to_string()));
     }
     scene.end().await;

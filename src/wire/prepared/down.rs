@@ -122,12 +122,16 @@ impl Prepared {
     fn done(&mut self, due: Due, names: &mut Names) {
         match due.what {
             What::Make => {
-                if let Some(Change::Make(name, number, pins)) = self.changes.pop_front() {
+                if let Some(Change::Make(name, number, pins)) = self.take_change() {
                     names.put(name, Held::Here(number, pins));
                 }
             }
             What::Forget => {
-                if let Some(Change::Forget(name)) = self.changes.pop_front() {
+                if let Some(Change::Forget(name)) = self.take_change() {
+                    // Nobody else knows of it.
+                    if let Some((_, Held::Here(number, _))) = names.get(&name) {
+                        self.shelf.discard(*number);
+                    }
                     names.remove(&name);
                 }
             }

@@ -118,7 +118,11 @@ impl What {
 
 /// What is due, in order.
 #[derive(Debug, Default)]
-pub struct Queue(VecDeque<Due>);
+pub struct Queue {
+    all: VecDeque<Due>,
+    /// How many of them are for a Query.
+    queries: usize,
+}
 
 impl Queue {
     /// So much may be due before the client has to wait with more. The server sends what it has once that
@@ -127,20 +131,32 @@ impl Queue {
 
     /// One more is due.
     pub fn push(&mut self, what: What, name: Option<(Arc<[u8]>, Number)>) {
-        self.0.push_back(Due { what, name });
+        self.queries += usize::from(matches!(what, What::Query));
+        self.all.push_back(Due { what, name });
+    }
+
+    fn pop(&mut self) -> Option<Due> {
+        let due = self.all.pop_front()?;
+        self.queries -= usize::from(matches!(due.what, What::Query));
+        Some(due)
+    }
+
+    /// Whether a Query is not answered yet: its text may have closed any statement.
+    pub fn has_query(&self) -> bool {
+        self.queries > 0
     }
 
     /// Whether the client has to wait with more.
     pub fn is_full(&self) -> bool {
-        self.0.len() >= Self::MOST
+        self.all.len() >= Self::MOST
     }
 
     /// The next that is due, whatever comes.
     pub fn head(&mut self) -> Option<&Due> {
-        while matches!(self.0.front(), Some(Due { what: What::CopyEnd, .. })) {
-            self.0.pop_front();
+        while matches!(self.all.front(), Some(Due { what: What::CopyEnd, .. })) {
+            self.pop();
         }
-        self.0.front()
+        self.all.front()
     }
 
     /// What a frame with this tag, not a ReadyForQuery or an error, belongs to. A Sync that the server
@@ -148,7 +164,7 @@ impl Queue {
     pub fn head_for(&mut self, tag: u8) -> Option<&Due> {
         if !matches!(tag, b'N' | b'S' | b'A') {
             while matches!(self.head(), Some(Due { what: What::MaybeSync, .. })) {
-                self.0.pop_front();
+                self.pop();
             }
         }
         self.head()
@@ -156,28 +172,28 @@ impl Queue {
 
     /// Takes the next if a frame with this tag ends it.
     pub fn end(&mut self, tag: u8) -> Option<Due> {
-        if self.head_for(tag)?.what.is_ended_by(tag) { self.0.pop_front() } else { None }
+        if self.head_for(tag)?.what.is_ended_by(tag) { self.pop() } else { None }
     }
 
     /// Takes the next if an error ends it: one that is not ended by a ReadyForQuery.
     pub fn fail(&mut self) -> Option<Due> {
-        if self.head()?.what.is_point() { None } else { self.0.pop_front() }
+        if self.head()?.what.is_point() { None } else { self.pop() }
     }
 
     /// Takes what the server skips after an error, up to a Sync; whether there was one.
     pub fn skip(&mut self, mut skipped: impl FnMut(Due)) -> bool {
-        while let Some(due) = self.0.front() {
+        while let Some(due) = self.all.front() {
             if matches!(due.what, What::Sync | What::MaybeSync) {
                 return true;
             }
-            self.0.pop_front().into_iter().for_each(&mut skipped);
+            self.pop().into_iter().for_each(&mut skipped);
         }
         false
     }
 
     /// A ReadyForQuery has come.
     pub fn ready(&mut self, mut skipped: impl FnMut(Due)) {
-        while let Some(due) = self.0.pop_front() {
+        while let Some(due) = self.pop() {
             if due.what.is_point() {
                 return;
             }
@@ -189,18 +205,19 @@ impl Queue {
     /// the message that is out of place there, are ignored.
     pub fn copy_begins(&mut self) {
         self.head();
-        while matches!(self.0.get(1), Some(Due { what: What::Sync, .. })) {
-            self.0.remove(1);
+        while matches!(self.all.get(1), Some(Due { what: What::Sync, .. })) {
+            self.all.remove(1);
         }
     }
 
     /// Nothing is due; what was, is not.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.all.clear();
+        self.queries = 0;
     }
 
     /// Whether nothing is due.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 }

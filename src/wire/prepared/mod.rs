@@ -42,6 +42,9 @@ pub struct Prepared {
     shelf: Shelf,
     due: Queue,
     changes: VecDeque<Change>,
+    /// So many of them, from the front, are of batches that have ended: what follows is not skipped with
+    /// them, and has to wait for what became of them.
+    doubtful: usize,
     course: Course,
     copy: Copy,
     parsing: Parsing,
@@ -101,6 +104,8 @@ enum Parsing {
 /// What a name means to the client at this point of its conversation.
 enum Found {
     Nothing,
+    /// That is not known yet, but the server has been asked to say.
+    Doubtful,
     Held(Arc<[u8]>, Held),
 }
 
@@ -124,6 +129,7 @@ impl Prepared {
         if !self.due.is_empty() {
             self.due.clear();
             self.changes.clear();
+            self.doubtful = 0;
         }
         self.copy = Copy::No;
     }
@@ -168,9 +174,14 @@ impl Prepared {
 
     /// What the client means by a name, with what it has sent taken for done.
     fn find(&self, names: &Names, name: &[u8]) -> Found {
+        if self.due.has_query() {
+            return Found::Doubtful;
+        }
         let name = names::key(name);
-        for change in self.changes.iter().rev() {
+        for (at, change) in self.changes.iter().enumerate().rev() {
+            let (Change::Make(of, ..) | Change::Forget(of)) = change;
             match change {
+                _ if **of == *name && at < self.doubtful => return Found::Doubtful,
                 Change::Make(made, number, pins) if **made == *name => {
                     return Found::Held(Arc::clone(made), Held::Here(*number, *pins));
                 }
@@ -182,6 +193,12 @@ impl Prepared {
             Some((name, held)) => Found::Held(Arc::clone(name), held.clone()),
             None => Found::Nothing,
         }
+    }
+
+    /// The first of the changes that wait, whose reply has come or will not come.
+    fn take_change(&mut self) -> Option<Change> {
+        self.doubtful = self.doubtful.saturating_sub(1);
+        self.changes.pop_front()
     }
 
     /// Says something to the server that the client did not say.
@@ -211,7 +228,7 @@ impl Prepared {
                     self.pins.add(Pin::PreparedStatement);
                 }
             }
-            What::Make | What::Forget => drop(self.changes.pop_front()),
+            What::Make | What::Forget => drop(self.take_change()),
             What::Discard(number) => self.shelf.discard(*number),
             What::Copy | What::Check(..) | What::CheckUnnamed(_) if self.course == Course::Awaits => {
                 self.course = Course::Clear;
@@ -220,6 +237,7 @@ impl Prepared {
                 // Its text was taken for the client's; what the client has is not known any more.
                 names.unnamed.forget();
                 if names.unnamed.place != Place::Here {
+                    // A later Parse of it that is on its way is told apart from none: it fails, safely.
                     names.unnamed.place = Place::Elsewhere;
                 }
             }

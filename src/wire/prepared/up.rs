@@ -67,6 +67,7 @@ impl Prepared {
             b'c' | b'f' => self.due.push(What::CopyEnd, None),
             b'S' => {
                 self.due.push(What::Sync, None);
+                self.doubtful = self.changes.len();
                 if names.unnamed.place == Place::Sent {
                     names.unnamed.place = Place::Doubtful;
                 }
@@ -94,11 +95,15 @@ impl Prepared {
         if name.is_empty() {
             return self.parse_unnamed(frame, rest, names, pulse);
         }
-        if let Found::Held(named, held) = self.find(names, name) {
-            // It fails, and how is for the server to say.
-            let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
-            self.due.push(What::Parse, Some((named, number)));
-            return self.rename(frame, 0, name, number);
+        match self.find(names, name) {
+            Found::Nothing => {}
+            Found::Doubtful => return Up::Wait,
+            Found::Held(named, held) => {
+                // It fails, and how is for the server to say.
+                let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
+                self.due.push(What::Parse, Some((named, number)));
+                return self.rename(frame, 0, name, number);
+            }
         }
         self.say_discards(pulse);
         let number = self.shelf.new_number();
@@ -117,9 +122,12 @@ impl Prepared {
         } else {
             None
         };
-        if let Some((name, types)) = dropped
-            && let Found::Held(name, held) = self.find(names, &name)
-        {
+        if let Some((name, types)) = dropped {
+            let (name, held) = match self.find(names, &name) {
+                Found::Held(name, held) => (name, held),
+                Found::Doubtful => return Up::Wait,
+                Found::Nothing => return self.parse_other_unnamed(rest, names),
+            };
             let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
             let sql = deallocate(number);
             self.put_header(b'P', 1 + sql.len() + types.len());
@@ -131,6 +139,10 @@ impl Prepared {
             self.due.push(What::ParseUnnamed, Some((name, number)));
             return Up::Renamed(HEADER + frame.body_len);
         }
+        self.parse_other_unnamed(rest, names)
+    }
+
+    fn parse_other_unnamed(&mut self, rest: &[u8], names: &mut Names) -> Up {
         self.unnamed_sent(names);
         self.due.push(What::ParseUnnamed, None);
         self.passing.clear();
@@ -221,6 +233,7 @@ impl Prepared {
             return self.use_unnamed(frame, at, what, names, pulse);
         }
         match self.find(names, name) {
+            Found::Doubtful => Up::Wait,
             Found::Nothing => {
                 self.due.push(what, Some((name.into(), NOBODY)));
                 self.rename(frame, at, name, NOBODY)
@@ -243,7 +256,7 @@ impl Prepared {
         }
         match self.find(names, name) {
             Found::Held(_, Held::Anywhere(statement)) => Some(statement.types.clone()),
-            Found::Held(..) | Found::Nothing => None,
+            Found::Held(..) | Found::Nothing | Found::Doubtful => None,
         }
     }
 
@@ -294,15 +307,18 @@ impl Prepared {
             self.due.push(What::Close, None);
             return Up::Pass;
         }
-        let Found::Held(known, held) = self.find(names, name) else {
-            self.due.push(What::Close, None);
-            return self.rename(frame, 1, name, NOBODY);
+        let known = match self.find(names, name) {
+            Found::Held(known, _) => known,
+            Found::Doubtful => return Up::Wait,
+            Found::Nothing => {
+                self.due.push(What::Close, None);
+                return self.rename(frame, 1, name, NOBODY);
+            }
         };
-        // Others may use the copy here. One that is the client's alone goes.
-        let number = if let Held::Here(number, _) = held { number } else { NOBODY };
-        self.due.push(What::Forget, Some((Arc::clone(&known), number)));
+        // Others may use the copy here, so what the server closes is nothing.
+        self.due.push(What::Forget, Some((Arc::clone(&known), NOBODY)));
         self.changes.push_back(Change::Forget(known));
-        self.rename(frame, 1, name, number)
+        self.rename(frame, 1, name, NOBODY)
     }
 
     fn query(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
@@ -312,8 +328,15 @@ impl Prepared {
             && frame.body_len <= text::LONGEST_DEALLOCATE
             && let Some((sql, _)) = text::cstr(frame.body)
             && let Some(name) = text::deallocated(sql)
-            && let Found::Held(name, held) = self.find(names, &name)
         {
+            let (name, held) = match self.find(names, &name) {
+                Found::Held(name, held) => (name, held),
+                Found::Doubtful => return Up::Wait,
+                Found::Nothing => {
+                    self.due.push(What::Query, None);
+                    return Up::Pass;
+                }
+            };
             let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
             let sql = deallocate(number);
             self.put_header(b'Q', sql.len());
