@@ -360,9 +360,9 @@ impl<'a> Relay<'a> {
             match fate {
                 Down::Pass => down.clear(taken),
                 Down::Drop => down.drop_next(taken),
-                Down::Instead(frame) => {
+                Down::Instead(mut frames) => {
                     down.drop_next(taken);
-                    down.put(&mut frame.into());
+                    down.put(&mut frames);
                 }
             }
             if let Some(names) = names

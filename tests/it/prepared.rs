@@ -474,3 +474,82 @@ async fn flush_answers_without_sync(mut scene: Scene) {
     assert_eq!((tags(&rest), values(&rest)), ("DCZ".to_owned(), "5".to_owned()));
     scene.end().await;
 }
+
+#[tokio::test]
+async fn many_clients_share_few_connections_with_the_same_statements() {
+    let database = Server::shared().database().await;
+    let setup =
+        Leash::on(&database).mode(Mode::Transaction).set("pool.size", 3).set("pool.wait_timeout", "25s");
+    let leash = setup.start().await;
+    let mut running = tokio::task::JoinSet::new();
+    for client in 0..200_i32 {
+        let endpoint = leash.endpoint();
+        running.spawn(async move {
+            let session = endpoint.connect("crowd").await;
+            let add = session.prepare("SELECT $1::int + 1").await.unwrap();
+            let own = session.prepare(&format!("SELECT $1::int * {}", client % 7)).await.unwrap();
+            for n in 0..5 {
+                assert_eq!(session.query_one(&add, &[&n]).await.unwrap().get::<_, i32>(0), n + 1);
+                assert_eq!(session.query_one(&own, &[&n]).await.unwrap().get::<_, i32>(0), n * (client % 7));
+            }
+            session.close().await;
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        done.unwrap();
+    }
+    finish(leash, &database).await;
+}
+
+/// A connection keeps the statements that were used last, and the others work still.
+#[tokio::test]
+async fn a_connection_keeps_so_many_statements_and_no_more() {
+    let database = Server::shared().database().await;
+    let leash = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 1).start().await;
+    let mut client = Raw::login(&leash.endpoint(), "hoarder").await;
+    for n in 0..300 {
+        client.send(&[raw::parse(&format!("s{n}"), &format!("SELECT {n}")), raw::sync()].concat()).await;
+        assert_eq!(tags(&client.until_ready().await), "1Z");
+    }
+    for n in [0, 150, 299, 1] {
+        client.send(&run(&format!("s{n}"), &[])).await;
+        assert_eq!(values(&client.until_ready().await), n.to_string());
+    }
+    let kept: usize = client.one("SELECT count(*) FROM pg_prepared_statements").await.parse().unwrap();
+    // One more may wait to be closed with the next that is made.
+    assert!((250..=257).contains(&kept), "{kept}");
+    client.close().await;
+    finish(leash, &database).await;
+}
+
+/// What pins a session, and what ends the pin.
+#[tokio::test]
+async fn a_pin_ends_with_its_reason() {
+    let database = Server::shared().database().await;
+    let leash = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 2).start().await;
+    let mut client = Raw::login(&leash.endpoint(), "pinner").await;
+    for (pins, reason, ends) in [
+        ("LISTEN jobs", "listen", "UNLISTEN *"),
+        ("CREATE TEMP TABLE mine (n int)", "temp_table", "DISCARD TEMP"),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "holdable_cursor", "CLOSE ALL"),
+        ("SELECT pg_advisory_lock(1)", "advisory_lock", "SELECT pg_advisory_unlock_all()"),
+        ("PREPARE p AS SELECT 1", "sql_prepare", "DEALLOCATE ALL"),
+        ("SET ROLE app", "role", "RESET ROLE"),
+        ("SET SESSION AUTHORIZATION app", "session_authorization", "RESET SESSION AUTHORIZATION"),
+        ("SET work_mem = '7MB'", "setting", "RESET ALL"),
+        ("LISTEN jobs", "listen", "DISCARD ALL"),
+    ] {
+        assert!(!tags(&client.query(pins).await).contains('E'), "{pins}");
+        let pool = leash.pool_when("it is pinned", |pool| pool["holders"][0]["pinned"] == reason).await;
+        assert_eq!(pool["holders"][0]["app"], "pinner");
+        // Neither a rolled back end nor one that failed counts.
+        if ends != "DISCARD ALL" {
+            client.query(&format!("BEGIN; {ends}; ROLLBACK")).await;
+            leash.pool_when("it is still pinned", |pool| pool["holders"][0]["pinned"] == reason).await;
+        }
+        assert!(!tags(&client.query(ends).await).contains('E'), "{ends}");
+        leash.pool_when("it is free", |pool| pool["holders"].as_array().unwrap().is_empty()).await;
+    }
+    client.close().await;
+    finish(leash, &database).await;
+}

@@ -84,12 +84,6 @@ impl Shelf {
         self.slots.clear();
         self.discarded.clear();
     }
-
-    /// How many are prepared.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.slots.len()
-    }
 }
 
 fn address(statement: &Arc<Statement>) -> usize {

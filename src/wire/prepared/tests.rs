@@ -162,7 +162,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(cuts: &[usize]) -> Self {
+    fn new(cuts: Vec<usize>) -> Self {
         let mut scene = Self {
             names: Names::default(),
             servers: Default::default(),
@@ -172,7 +172,7 @@ impl Scene {
             down: Vec::new(),
             down_cutter: Cutter::new(Direction::Backend),
             told: Vec::new(),
-            cuts: cuts.to_vec().into_iter().cycle(),
+            cuts: cuts.into_iter().cycle(),
             sending: 0,
             half: Vec::new(),
         };
@@ -259,7 +259,7 @@ impl Scene {
         let mut end = 0;
         while end < self.down.len() {
             let piece = self.cuts.next().unwrap();
-            if !all && piece % 3 == 0 {
+            if !all && piece.is_multiple_of(3) {
                 return;
             }
             end = (end + piece).min(self.down.len());
@@ -348,7 +348,7 @@ proptest! {
         says in says(),
         cuts in vec(1_usize..40, 1..12),
     ) {
-        let (through, want) = (Scene::new(&cuts).play(&says), direct(&says));
+        let (through, want) = (Scene::new(cuts).play(&says), direct(&says));
         prop_assert_eq!(
             String::from_utf8_lossy(&through).into_owned(),
             String::from_utf8_lossy(&want).into_owned()
