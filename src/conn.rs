@@ -13,7 +13,7 @@ use crate::dial::{Address, Dialled, Security, Target};
 use crate::event::CloseReason;
 use crate::ids::{ConnId, Moment};
 use crate::switch::Switch;
-use crate::wire::vars::{self, Vars};
+use crate::wire::vars::{self, Reported, Vars};
 
 /// Nobody has said why a connection is closed.
 const UNSAID: u8 = u8::MAX;
@@ -26,6 +26,8 @@ pub struct ServerConn {
     pub backend_pid: i32,
     /// Parameters the server reported at login.
     pub parameters: BTreeMap<String, String>,
+    /// Which of them a SET of which can be followed.
+    pub reported: Reported,
     /// Lends the wire.
     pub switch: Switch,
     /// End of its life, jitter included.
@@ -56,6 +58,7 @@ impl ServerConn {
             id,
             backend_pid: dialled.login.backend_pid,
             parameters: dialled.login.parameters.clone(),
+            reported: Reported::of(dialled.login.parameters.keys().map(String::as_str)),
             switch: dialled.switch.clone(),
             expires,
             opened,

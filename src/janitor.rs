@@ -114,7 +114,8 @@ async fn stop(conn: &Arc<ServerConn>, wire: Option<Box<Wire>>) {
 }
 
 /// Rolls back, discards all session state, and checks that the connection is quiet.
-async fn reset(conn: &Arc<ServerConn>, kit: &Kit, wire: Box<Wire>) -> Result<(), String> {
+async fn reset(conn: &Arc<ServerConn>, kit: &Kit, mut wire: Box<Wire>) -> Result<(), String> {
+    wire.prepared.forget_all();
     let in_transaction = wire.pulse.in_transaction();
     conn.switch.give_back(wire);
     let resetting = async {

@@ -20,6 +20,7 @@ use tokio_postgres::tls::{ChannelBinding, TlsStream};
 use tokio_rustls::server::TlsStream as ServedTls;
 
 use crate::wire::frame::{self, Cut, Cutter, Direction};
+use crate::wire::prepared::Prepared;
 use crate::wire::pulse::Pulse;
 use crate::wire::reply::read_parameter_status;
 
@@ -120,6 +121,8 @@ pub struct Wire {
     pub inbox: BytesMut,
     /// Who owes whom a reply.
     pub pulse: Pulse,
+    /// What clients have prepared on it.
+    pub prepared: Prepared,
     /// Where in the server's stream the relay stopped.
     pub received: Cutter,
     /// Whole frames at the beginning of the inbox, in bytes; their tags have been told to the pulse.
@@ -148,6 +151,7 @@ impl Wire {
             io,
             inbox: BytesMut::new(),
             pulse: Pulse::new(),
+            prepared: Prepared::default(),
             received: Cutter::new(Direction::Backend),
             whole: 0,
             sent: Cutter::new(Direction::Frontend),

@@ -6,6 +6,7 @@ use super::wire::pin::Scanner;
 use super::wire::pulse::Pulse;
 use super::wire::reply::{self, SqlState};
 use super::wire::startup::{self, FirstPacket, MAX_FIRST_PACKET};
+use super::wire::vars::Reported;
 
 /// Bytes from somebody at the door, as the gate reads them: lengths and bodies, one after the other.
 pub fn first_packets(mut bytes: &[u8]) {
@@ -158,9 +159,9 @@ fn wanted(tag: u8) -> usize {
 
 /// A statement's words, cut anywhere, pin or do not pin alike.
 pub fn statements(bytes: &[u8]) {
-    let mut whole = Scanner::new();
+    let mut whole = Scanner::new(Reported::default());
     whole.feed(bytes);
-    let mut pieces = Scanner::new();
+    let mut pieces = Scanner::new(Reported::default());
     bytes.chunks(3).for_each(|piece| pieces.feed(piece));
     assert_eq!(pieces.finish(), whole.finish());
 }

@@ -19,6 +19,7 @@ use crate::ids::{Holder, PoolKey, SessionId};
 use crate::pool::{CheckoutError, WatchedPool, describe};
 use crate::switch::Io;
 use crate::wire::frame::Direction;
+use crate::wire::prepared::Names;
 use crate::wire::reply::{self, SqlState};
 use crate::wire::scram::ScramError;
 use crate::wire::startup::{FirstPacket, Startup, StartupError};
@@ -135,7 +136,8 @@ pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
             let up = Pipe::new(Direction::Frontend);
             let own = Arc::clone(&vars);
             let (place, client) = (Some(place), caller.io);
-            Session { place, hub, pool, holder, shared, client, up, vars, own }.serve().await;
+            let names = Names::new(Arc::clone(&hub.library));
+            Session { place, hub, pool, holder, shared, client, up, vars, own, names }.serve().await;
         }
         Err(turned) => {
             drop(place);

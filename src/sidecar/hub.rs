@@ -15,10 +15,11 @@ use crate::dial::Target;
 use crate::event::{Event, Sink};
 use crate::ids::{PoolKey, SessionId};
 use crate::keeper::Watch;
-use crate::policy::{Action, LivePolicy};
+use crate::policy::{Action, LivePolicy, PoolMode};
 use crate::pool::{WatchedPool, WeakPool};
 use crate::snapshot::{FlowState, Snapshot};
 use crate::valve::{Flow, Valve};
+use crate::wire::prepared::Library;
 use crate::wire::vars::Vars;
 
 use super::auth::Credentials;
@@ -32,6 +33,8 @@ use super::{RunError, target};
 pub struct Hub {
     /// The configuration in force.
     pub config: ArcSwap<Config>,
+    /// `pool.mode`, which does not change while it runs.
+    pub mode: PoolMode,
     /// Where facts go.
     pub sink: Arc<dyn Sink>,
     /// What clients are let in by.
@@ -52,6 +55,8 @@ pub struct Hub {
     sessions: Mutex<HashMap<SessionId, Arc<Shared>>>,
     alike: Mutex<HashSet<Arc<Vars>>>,
     spellings: Mutex<HashMap<Spelling, String>>,
+    /// Statements that clients have prepared.
+    pub library: Arc<Library>,
     next_session: AtomicU32,
     left: Notify,
     draining: AtomicBool,
@@ -87,9 +92,11 @@ impl Hub {
             sessions: Mutex::default(),
             alike: Mutex::default(),
             spellings: Mutex::default(),
+            library: Arc::default(),
             next_session: AtomicU32::new(1),
             left: Notify::new(),
             draining: AtomicBool::new(false),
+            mode: config.policy.mode,
             config: ArcSwap::from_pointee(config),
         }
     }

@@ -10,9 +10,13 @@ use tokio::io::AsyncWrite;
 use crate::switch::Io;
 use crate::wire::frame::{Cut, Cutter, Direction, FrameError};
 
-/// One direction's bytes: what is cleared to go on, then what has not been looked at.
+/// One direction's bytes: what was put in, what is cleared to go on, then what has not been looked at.
+///
+/// Usually nothing is put in, and bytes go out from where they came in.
 #[derive(Debug)]
 pub struct Pipe {
+    /// Goes out before what is cleared.
+    out: Vec<u8>,
     buf: BytesMut,
     cleared: usize,
     /// Whether the other side's socket has been given bytes that it may still keep to itself.
@@ -28,7 +32,13 @@ impl Pipe {
 
     /// An empty pipe at a frame boundary.
     pub fn new(direction: Direction) -> Self {
-        Self { buf: BytesMut::new(), cleared: 0, unflushed: false, cutter: Cutter::new(direction) }
+        Self {
+            out: Vec::new(),
+            buf: BytesMut::new(),
+            cleared: 0,
+            unflushed: false,
+            cutter: Cutter::new(direction),
+        }
     }
 
     /// A pipe at a frame boundary with bytes in it that nobody has looked at.
@@ -44,7 +54,7 @@ impl Pipe {
 
     /// Bytes that wait, cleared or not.
     pub fn is_empty(&self) -> bool {
-        self.buf.is_empty()
+        self.buf.is_empty() && self.out.is_empty()
     }
 
     /// Whether all that was cleared has gone and ended a frame.
@@ -59,7 +69,7 @@ impl Pipe {
 
     /// Bytes that are cleared and not written.
     pub fn cleared(&self) -> usize {
-        self.cleared
+        self.out.len() + self.cleared
     }
 
     /// These many more bytes may go on.
@@ -67,14 +77,44 @@ impl Pipe {
         self.cleared += bytes;
     }
 
+    /// These go on, behind what is cleared; none are left behind.
+    pub fn put(&mut self, bytes: &mut Vec<u8>) {
+        if !bytes.is_empty() {
+            self.set_aside();
+            self.out.append(bytes);
+        }
+    }
+
+    /// So many bytes of what comes next do not go on.
+    pub fn drop_next(&mut self, bytes: usize) {
+        self.set_aside();
+        self.buf.advance(bytes);
+    }
+
+    /// Makes what is cleared go out before what is put in next.
+    fn set_aside(&mut self) {
+        self.out.extend_from_slice(&self.buf[..self.cleared]);
+        self.buf.advance(std::mem::take(&mut self.cleared));
+    }
+
+    /// Where in its stream the next frame is.
+    pub fn place(&self) -> Cutter {
+        self.cutter.clone()
+    }
+
+    /// Back to where the next frame was: it has not been taken.
+    pub fn back_to(&mut self, place: Cutter) {
+        self.cutter = place;
+    }
+
     /// Whether something that was cleared is still to be written or flushed: TLS keeps bytes of its own.
     pub fn is_draining(&self) -> bool {
-        self.cleared > 0 || self.unflushed
+        self.cleared() > 0 || self.unflushed
     }
 
     /// Whether more may be read.
     pub fn has_room(&self) -> bool {
-        self.buf.len() < Self::CAPACITY
+        self.buf.len() < Self::CAPACITY && self.out.len() < Self::CAPACITY
     }
 
     /// The bytes that have not been looked at.
@@ -85,7 +125,7 @@ impl Pipe {
     /// Whether what waits is enough for a relay to act on: a whole header with as much of the body as
     /// is wanted, or an error. Half a header is not worth a server connection.
     pub fn can_cut(&self, want: impl FnOnce(u8) -> usize) -> bool {
-        let full = !self.has_room();
+        let full = self.buf.len() >= Self::CAPACITY;
         !matches!(self.cutter.clone().next(self.unseen(), full, want), Ok(Cut::More))
     }
 
@@ -96,8 +136,8 @@ impl Pipe {
 
     /// Lets go of the memory while nothing waits.
     pub fn shrink(&mut self) {
-        if self.buf.is_empty() {
-            self.buf = BytesMut::new();
+        if self.is_empty() {
+            (self.buf, self.out) = (BytesMut::new(), Vec::new());
         }
     }
 
@@ -113,6 +153,18 @@ impl Pipe {
 
     /// Writes what is cleared. Ready when all of it is gone.
     pub fn poll_drain(&mut self, cx: &mut Context<'_>, io: &mut Io) -> Poll<io::Result<()>> {
+        if !self.out.is_empty() {
+            // In one piece, as one packet.
+            self.set_aside();
+            while !self.out.is_empty() {
+                let written = std::task::ready!(Pin::new(&mut *io).poll_write(cx, &self.out))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.out.drain(..written);
+                self.unflushed = true;
+            }
+        }
         while self.cleared > 0 {
             let written = std::task::ready!(Pin::new(&mut *io).poll_write(cx, &self.buf[..self.cleared]))?;
             if written == 0 {

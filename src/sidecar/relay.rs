@@ -17,14 +17,17 @@ use crate::activity::Phase;
 use crate::clock;
 use crate::conn::Tether;
 use crate::ids::Moment;
+use crate::policy::PoolMode;
 use crate::switch::{Io, Wire};
 use crate::wire::frame::{Cut, Direction, FrameError};
 use crate::wire::pin::Pin;
+use crate::wire::prepared::{Down, Names, Prepared, Up};
 use crate::wire::pulse::Beat;
 use crate::wire::reply::read_parameter_status;
 use crate::wire::vars::{self, Vars};
 
 use super::pipe::Pipe;
+use super::session::Shared;
 use super::words::Words;
 
 /// What others may tell a session to do.
@@ -75,8 +78,6 @@ pub enum End {
     Cut,
     /// The client broke the protocol.
     Violation(FrameError),
-    /// The client used an unnamed statement that is not on this connection.
-    NoSuchStatement,
 }
 
 /// Whether anybody is there to hear the answers.
@@ -105,6 +106,8 @@ pub struct Relay<'a> {
     pub orders: &'a Orders,
     /// The client's parameters, kept true to what the server reports.
     pub vars: &'a mut Arc<Vars>,
+    /// What the client has prepared, if the connection is shared.
+    pub names: Option<&'a mut Names>,
     down: Pipe,
     words: Words,
     presence: Presence,
@@ -132,19 +135,22 @@ impl<'a> Relay<'a> {
         client: &'a mut Io,
         up: &'a mut Pipe,
         wire: &'a mut Wire,
-        tether: &'a Tether,
-        orders: &'a Orders,
-        vars: &'a mut Arc<Vars>,
+        shared: &'a Shared,
+        (vars, mut names): (&'a mut Arc<Vars>, Option<&'a mut Names>),
         words: Words,
     ) -> Self {
+        if let Some(names) = &mut names {
+            wire.prepared.begin(names);
+        }
         let down = Pipe::holding(Direction::Backend, std::mem::take(&mut wire.inbox));
         Self {
             client,
             up,
             wire,
-            tether,
-            orders,
+            tether: &shared.tether,
+            orders: &shared.orders,
             vars,
+            names,
             down,
             words,
             presence: Presence::Here,
@@ -277,9 +283,11 @@ impl<'a> Relay<'a> {
 
     /// Looks at what the client sent, up to what may go on.
     fn walk_up(&mut self) -> Result<(), End> {
-        let Self { up, wire, words, sending, .. } = self;
-        while !wire.pulse.is_full() {
-            let taken = match up.next(|tag| words.wanted(tag)).map_err(End::Violation)? {
+        let Self { up, wire, words, names, sending, .. } = self;
+        let Wire { pulse, prepared, .. } = &mut **wire;
+        while !pulse.is_full() && !prepared.is_full() {
+            let place = up.place();
+            let taken = match up.next(|tag| wanted_up(words.mode(), tag)).map_err(End::Violation)? {
                 Cut::More => break,
                 Cut::Frame(frame, _) if frame.tag == b'X' => {
                     self.presence = Presence::Leaving(None);
@@ -287,47 +295,93 @@ impl<'a> Relay<'a> {
                 }
                 Cut::Frame(frame, taken) => {
                     *sending = frame.tag;
-                    words.frame(frame).map_err(|_| End::NoSuchStatement)?;
-                    taken
+                    let fate = names.as_mut().map_or(Up::Pass, |names| prepared.up(frame, names, pulse));
+                    if fate != Up::Wait {
+                        words.frame(frame);
+                    }
+                    up.put(prepared.out());
+                    match fate {
+                        Up::Pass => taken,
+                        Up::Renamed(bytes) => {
+                            up.drop_next(bytes);
+                            taken - bytes
+                        }
+                        Up::Wait => {
+                            up.back_to(place);
+                            break;
+                        }
+                        Up::TooLong => return Err(End::Violation(long_name(*sending))),
+                    }
                 }
                 Cut::Body(piece, taken) => {
                     words.body(piece);
+                    prepared.up_body(piece);
                     taken
                 }
             };
             up.clear(taken);
             // Until its last byte the server has nothing to do: it waits for the client.
             if up.ends_frame() {
-                wire.pulse.sent(*sending);
-                words.frame_ends();
+                pulse.sent(*sending);
+                let found = words.frame_ends();
+                if let Some(names) = names {
+                    prepared.up_ends(found, names, pulse);
+                    up.put(prepared.out());
+                    words.pin(prepared.take_pins());
+                }
             }
         }
         Ok(())
     }
 
-    /// Looks at what the server sent. All of it may go on, but for a frame that is needed whole.
+    /// Looks at what the server sent. All of it may go on, but for a frame that is needed whole, and for
+    /// what the client did not ask for.
     fn walk_down(&mut self) -> Result<(), FrameError> {
-        let Self { down, wire, vars, last_was_fatal, .. } = self;
+        let Self { down, wire, words, names, vars, last_was_fatal, .. } = self;
+        let Wire { pulse, prepared, .. } = &mut **wire;
         loop {
-            let taken = match down.next(wanted_from_server)? {
+            let shared = names.is_some();
+            let (fate, taken) = match down.next(|tag| wanted_from_server(shared, tag))? {
                 Cut::More => return Ok(()),
                 Cut::Frame(frame, taken) => {
-                    wire.pulse.received(frame.tag, frame.body.first().copied());
+                    pulse.received(frame.tag, frame.body.first().copied());
                     *last_was_fatal = frame.tag == b'E' && is_fatal(frame.body);
-                    if frame.tag == b'S' {
-                        follow(vars, frame.body);
+                    match frame.tag {
+                        b'S' => follow(vars, frame.body),
+                        b'C' => words.completed(frame.body),
+                        b'E' => words.failed(),
+                        _ => {}
                     }
-                    taken
+                    (names.as_mut().map_or(Down::Pass, |names| prepared.down(frame, names)), taken)
                 }
-                Cut::Body(_, taken) => taken,
+                Cut::Body(piece, taken) if shared => (prepared.down_body(piece), taken),
+                Cut::Body(_, taken) => (Down::Pass, taken),
             };
-            down.clear(taken);
+            match fate {
+                Down::Pass => down.clear(taken),
+                Down::Drop => down.drop_next(taken),
+                Down::Instead(mut frames) => {
+                    down.drop_next(taken);
+                    down.put(&mut frames);
+                }
+            }
+            if let Some(names) = names
+                && down.ends_frame()
+            {
+                prepared.down_ends(names);
+                words.pin(prepared.take_pins());
+            }
         }
     }
 
     /// Nothing moves any more for now: is this the end, and if not, what is the client doing?
     fn rest(&mut self) -> Option<End> {
         let beat = self.wire.pulse.beat();
+        // A frame that is still coming is due something already.
+        if beat == Beat::Quiet && self.up.ends_frame() {
+            self.words.settle();
+            self.wire.prepared.settle();
+        }
         let delivered = self.down.is_empty() && self.down.at_boundary() && !self.up.is_draining();
         let whole = self.up.ends_frame();
         if !matches!(self.presence, Presence::Here) {
@@ -363,6 +417,7 @@ impl<'a> Relay<'a> {
     fn reads_client(&self) -> bool {
         self.up.has_room()
             && !self.wire.pulse.is_full()
+            && !self.wire.prepared.is_full()
             && matches!(self.presence, Presence::Here | Presence::Leaving(None))
     }
 
@@ -445,13 +500,29 @@ fn is_fatal(body: &[u8]) -> bool {
     fields.split(|byte| *byte == 0).any(|field| matches!(field, b"VFATAL" | b"VPANIC"))
 }
 
-const fn wanted_from_server(tag: u8) -> usize {
+/// How many body bytes of a client's frame with this tag are looked at at once.
+pub const fn wanted_up(mode: PoolMode, tag: u8) -> usize {
+    match mode {
+        PoolMode::Transaction => Prepared::wanted_up(tag),
+        PoolMode::Session => 0,
+    }
+}
+
+/// The same for a server's frame.
+const fn wanted_from_server(shared: bool, tag: u8) -> usize {
     match tag {
         b'Z' => 1,
+        b'E' if shared => Prepared::wanted_down(tag),
         b'E' => SEVERITY,
         b'S' => usize::MAX,
+        b'C' => 64,
+        _ if shared => Prepared::wanted_down(tag),
         _ => 0,
     }
+}
+
+const fn long_name(tag: u8) -> FrameError {
+    FrameError::LongName { tag, limit: Prepared::NAMES }
 }
 
 /// Keeps the client's parameters true to a ParameterStatus.

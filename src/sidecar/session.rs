@@ -14,10 +14,11 @@ use crate::dial::is_unreachable;
 use crate::event::{CloseReason, Event, Evidence, Reason, Refusal, Resolution};
 use crate::ids::{Holder, Moment, SessionId};
 use crate::janitor::Plan;
-use crate::policy::Policy;
+use crate::policy::{Policy, PoolMode};
 use crate::pool::{CheckoutError, WatchedPool, describe};
 use crate::switch::{Io, Wire};
 use crate::wire::frame::Direction;
+use crate::wire::prepared::Names;
 use crate::wire::pulse::Beat;
 use crate::wire::reply::{self, SqlState};
 use crate::wire::vars::{self, Vars};
@@ -25,7 +26,7 @@ use crate::wire::vars::{self, Vars};
 use super::Hub;
 use super::cancel::{CancelKey, Turn};
 use super::pipe::Pipe;
-use super::relay::{End, Ended, Orders, Relay};
+use super::relay::{End, Ended, Orders, Relay, wanted_up};
 use super::words::Words;
 
 /// What the rest of the process can reach of a session.
@@ -79,6 +80,8 @@ pub struct Session {
     pub vars: Arc<Vars>,
     /// Those that it logged in with: what a RESET goes back to.
     pub own: Arc<Vars>,
+    /// What it has prepared, in transaction mode.
+    pub names: Names,
 }
 
 /// What an idle client did.
@@ -116,8 +119,8 @@ impl Session {
         if self.up.is_empty() {
             self.up.shrink();
         }
-        let words = Words::new(self.hub.config.load().policy.mode);
-        let begins = |up: &Pipe| up.can_cut(|tag| words.wanted(tag));
+        let mode = self.hub.mode;
+        let begins = |up: &Pipe| up.can_cut(|tag| wanted_up(mode, tag));
         poll_fn(|cx| {
             self.shared.tether.waker.register(cx.waker());
             if self.shared.orders.is_draining() {
@@ -152,7 +155,8 @@ impl Session {
 
     /// Lends the connection's wire for as long as the client needs it; whether the session goes on.
     async fn lend(&mut self, checkout: Checkout) -> bool {
-        let mut words = Words::new(self.hub.config.load().policy.mode);
+        let mode = self.hub.mode;
+        let mut words = Words::new(mode, checkout.conn().reported);
         loop {
             let Ok(mut wire) = checkout.lend() else {
                 checkout.recycle(None, Plan::Lost, Resolution::ServerLost, None);
@@ -190,8 +194,9 @@ impl Session {
     async fn relay(&mut self, checkout: &Checkout, wire: &mut Wire, words: Words) -> Ended {
         self.shared.set_conn(Some(Arc::clone(checkout.conn())));
         let ended = {
-            let Self { client, up, shared, vars, .. } = &mut *self;
-            let relay = Relay::new(client, up, wire, &shared.tether, &shared.orders, vars, words);
+            let Self { hub, client, up, shared, vars, names, .. } = &mut *self;
+            let names = (hub.mode == PoolMode::Transaction).then_some(names);
+            let relay = Relay::new(client, up, wire, shared, (vars, names), words);
             relay.run(|pin| checkout.pinned(pin)).await
         };
         self.shared.set_conn(None);
@@ -213,7 +218,7 @@ impl Session {
         let certain = match ended.end {
             _ if quiet => None,
             End::ClientGone => Some(Reason::Orphaned),
-            End::Goodbye | End::Violation(_) | End::NoSuchStatement => Some(Reason::DirtyReturn),
+            End::Goodbye | End::Violation(_) => Some(Reason::DirtyReturn),
             _ => None,
         };
         let (plan, resolution) = match ended.end {
@@ -240,13 +245,6 @@ impl Session {
                 self.tell_refused(Refusal::Protocol, error.to_string());
                 let hint = "The client broke the frontend/backend protocol; its connection is closed.";
                 Some(reply::fatal(SqlState::ProtocolViolation, &error.to_string(), Some(hint)))
-            }
-            End::NoSuchStatement => {
-                let detail = "unnamed prepared statement does not exist on this connection";
-                self.tell_refused(Refusal::Unsupported, detail.to_owned());
-                let hint = "In transaction mode an unnamed statement lives as long as its transaction: parse it \
-                            again, give it a name, or set pool.mode to session.";
-                Some(reply::fatal(SqlState::InvalidStatementName, detail, Some(hint)))
             }
             _ => None,
         }

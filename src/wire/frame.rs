@@ -37,6 +37,13 @@ pub enum FrameError {
         /// The longest body that is accepted.
         limit: usize,
     },
+    /// A name that is longer than this many bytes.
+    LongName {
+        /// The frame's tag.
+        tag: u8,
+        /// The longest name that is accepted.
+        limit: usize,
+    },
 }
 
 impl fmt::Display for FrameError {
@@ -48,6 +55,9 @@ impl fmt::Display for FrameError {
                 "invalid length {length} of message type {tag}: expected 4 to {}",
                 limit.saturating_add(4)
             ),
+            FrameError::LongName { tag, limit } => {
+                write!(f, "invalid name in message type {tag}: expected at most {limit} bytes")
+            }
         }
     }
 }

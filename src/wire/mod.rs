@@ -5,6 +5,7 @@
 
 pub mod frame;
 pub mod pin;
+pub mod prepared;
 pub mod pulse;
 pub mod reply;
 pub mod scram;

@@ -6,14 +6,14 @@
 //! pin costs a connection, a missed one would show one client another one's state.
 
 use crate::event::closed_set;
-use crate::wire::vars;
+use crate::wire::vars::Reported;
 
 closed_set! {
     /// Why a session keeps its server connection between transactions.
     Pin {
         /// `pool.mode` is `session`.
         SessionMode => "session_mode",
-        /// A protocol-level prepared statement with a name, or an unnamed one kept for later.
+        /// A protocol-level prepared statement that is too long to be made on another connection.
         PreparedStatement => "prepared_statement",
         /// SQL PREPARE.
         SqlPrepare => "sql_prepare",
@@ -27,6 +27,10 @@ closed_set! {
         AdvisoryLock => "advisory_lock",
         /// SET of a parameter whose value the server does not report, or set_config.
         Setting => "setting",
+        /// SET ROLE.
+        Role => "role",
+        /// SET SESSION AUTHORIZATION.
+        SessionAuthorization => "session_authorization",
         /// LOAD of a shared library.
         Load => "load",
     }
@@ -38,6 +42,73 @@ impl Pin {
     pub const fn is_deliberate(self) -> bool {
         matches!(self, Pin::Listen | Pin::TempTable | Pin::HoldableCursor | Pin::AdvisoryLock)
     }
+}
+
+/// A set of pins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Pins(u16);
+
+impl Pins {
+    /// Every pin.
+    pub const ALL: Pins = Pins(u16::MAX);
+
+    /// This one alone.
+    pub const fn of(pin: Pin) -> Self {
+        Pins(1 << pin as u16)
+    }
+
+    /// This one as well.
+    pub const fn add(&mut self, pin: Pin) {
+        self.0 |= Self::of(pin).0;
+    }
+
+    /// These as well.
+    pub const fn and(self, others: Pins) -> Self {
+        Pins(self.0 | others.0)
+    }
+
+    /// All but these.
+    pub const fn without(self, others: Pins) -> Self {
+        Pins(self.0 & !others.0)
+    }
+
+    /// Those that are in both.
+    pub const fn within(self, others: Pins) -> Self {
+        Pins(self.0 & others.0)
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The one to be shown: a deliberate one before others.
+    pub fn told(self) -> Option<Pin> {
+        let mut all = Pin::ALL.iter().copied().filter(|pin| !Pins::of(*pin).within(self).is_empty());
+        let first = all.clone().find(|pin| pin.is_deliberate());
+        first.or_else(|| all.next())
+    }
+}
+
+/// What one statement text does to the session, if it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// State that it leaves behind.
+    pub pins: Pins,
+    /// State that it ends.
+    pub releases: Pins,
+    /// It sets every parameter back to the server's default: the client's own have to be set again.
+    pub resets: Resets,
+}
+
+/// Whether parameters are set back to the server's defaults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resets {
+    /// Not all.
+    #[default]
+    No,
+    /// All of them.
+    All,
 }
 
 /// Reads one statement text, in pieces, for words that leave session state behind.
@@ -59,8 +130,13 @@ pub struct Scanner {
     /// The word before may be followed by TEMP.
     creates: bool,
     declare: bool,
-    resets: bool,
-    found: Option<Pin>,
+    /// The word before was DEALLOCATE, and may be followed by PREPARE.
+    deallocates: bool,
+    /// UNLISTEN was read; with a channel behind it others are still listened to.
+    unlisten: bool,
+    found: Findings,
+    /// Which parameters the server reports.
+    reported: Reported,
 }
 
 #[derive(Debug, Default, PartialEq, Clone, Copy)]
@@ -78,9 +154,17 @@ enum Set {
     #[default]
     No,
     /// SET or RESET was read; the next word is the parameter or a modifier.
-    Name,
+    Name(Verb),
+    /// As `Name`, and SESSION was read behind it.
+    Session(Verb),
     /// SET TIME was read.
     Time,
+}
+
+#[derive(Debug, PartialEq, Clone, Copy)]
+enum Verb {
+    Set,
+    Reset,
 }
 
 #[derive(Debug, Default, PartialEq, Clone, Copy)]
@@ -124,8 +208,8 @@ impl Scanner {
     const LONGEST: usize = 32;
 
     /// A scanner at the beginning of a statement text.
-    pub fn new() -> Self {
-        Self { at_start: true, ..Self::default() }
+    pub fn new(reported: Reported) -> Self {
+        Self { at_start: true, reported, ..Self::default() }
     }
 
     /// Reads the next piece.
@@ -171,20 +255,22 @@ impl Scanner {
         if byte == b';' && (self.quote != Quote::Literal || self.wary) {
             self.at_start = true;
             self.set = Set::No;
+            self.end_unlisten();
         }
     }
 
-    /// Whether the text, at its end, has set every parameter back to the server's default: the client's
-    /// own have to be set again.
-    pub fn resets(&mut self) -> bool {
+    /// What the text does, at its end.
+    pub fn finish(mut self) -> Findings {
         self.end_word();
-        self.resets
+        self.end_unlisten();
+        self.found
     }
 
-    /// What the text pins, at its end.
-    pub fn finish(mut self) -> Option<Pin> {
-        self.end_word();
-        self.found
+    /// Without a channel behind it, all were meant.
+    fn end_unlisten(&mut self) {
+        if std::mem::take(&mut self.unlisten) {
+            self.found.releases.add(Pin::Listen);
+        }
     }
 
     /// Follows literals, so that what people write to each other pins nothing. Whatever makes it doubtful
@@ -230,49 +316,78 @@ impl Scanner {
 
     fn end_word(&mut self) {
         let len = std::mem::take(&mut self.len);
-        if len == 0 || self.found.is_some() || (self.quote == Quote::Literal && !self.wary) {
+        if len == 0 || (self.quote == Quote::Literal && !self.wary) {
             return;
         }
         // Most words can be told to be innocent by their first letter.
         let first = self.word[0] | 0x20;
-        if !self.at_start && self.set == Set::No && !b"lptsdhcirg".contains(&first) {
-            self.creates = false;
+        if !self.at_start && self.set == Set::No && !b"lptsdhcirgu".contains(&first) {
+            (self.creates, self.unlisten, self.deallocates) = (false, false, false);
             return;
         }
         self.word[..len].make_ascii_lowercase();
         let word = self.word;
         let word = &word[..len];
         let creates = self.creates;
+        self.unlisten = false;
         if !matches!(self.comment, Comment::Line | Comment::Block | Comment::BlockStar) {
-            self.found = self.statement_word(word);
+            self.statement_word(word);
             self.creates = matches!(word, b"create" | b"replace" | b"into" | b"local" | b"global");
         }
-        self.found = self.found.or_else(|| self.any_word(word, creates));
+        self.any_word(word, creates).into_iter().for_each(|pin| self.found.pins.add(pin));
     }
 
     /// SET and its like count only at the beginning of a statement: `UPDATE t SET ...` is innocent.
-    fn statement_word(&mut self, word: &[u8]) -> Option<Pin> {
+    fn statement_word(&mut self, word: &[u8]) {
         let at_start = std::mem::take(&mut self.at_start);
-        match (std::mem::take(&mut self.set), word) {
-            (Set::No, b"do") if at_start => (self.block, self.wary) = (true, true),
-            (Set::No, b"discard") if at_start => self.resets = true,
-            (Set::No, b"set" | b"reset") if at_start || self.block => self.set = Set::Name,
-            (Set::No, b"load") if at_start => return Some(Pin::Load),
-            (Set::Name, b"all") => self.resets = true,
-            (Set::Name, b"session") => self.set = Set::Name,
-            (Set::Name, b"time") => self.set = Set::Time,
-            (Set::Name, b"local" | b"transaction" | b"constraints" | b"names") | (Set::Time, _) => {}
-            (Set::Name, name) if std::str::from_utf8(name).is_ok_and(vars::is_followed) => {}
-            (Set::Name, _) => return Some(Pin::Setting),
-            _ => {}
-        }
-        None
+        let pin = match (std::mem::take(&mut self.set), word) {
+            (Set::No, b"do") if at_start => {
+                (self.block, self.wary) = (true, true);
+                return;
+            }
+            (Set::No, b"discard") if at_start => return self.found.resets = Resets::All,
+            (Set::No, b"unlisten") if at_start => return self.unlisten = true,
+            (Set::No, b"set") if at_start || self.block => return self.set = Set::Name(Verb::Set),
+            (Set::No, b"reset") if at_start || self.block => return self.set = Set::Name(Verb::Reset),
+            (Set::No, b"load") if at_start => Pin::Load,
+            (Set::Name(Verb::Reset), b"all") => {
+                self.found.releases.add(Pin::Setting);
+                return self.found.resets = Resets::All;
+            }
+            (Set::Name(Verb::Reset), b"role") => return self.found.releases.add(Pin::Role),
+            (Set::Session(Verb::Reset), b"authorization") => {
+                return self.found.releases.add(Pin::SessionAuthorization);
+            }
+            (Set::Name(_) | Set::Session(_), b"role") => Pin::Role,
+            (Set::Session(_), b"authorization") => Pin::SessionAuthorization,
+            (Set::Name(verb), b"session") => return self.set = Set::Session(verb),
+            (Set::Name(_) | Set::Session(_), b"time") => return self.set = Set::Time,
+            (Set::Name(_), b"local" | b"transaction" | b"constraints" | b"names") | (Set::Time, _) => return,
+            (Set::Session(_), b"names") => return,
+            (Set::Name(_) | Set::Session(_), name)
+                if std::str::from_utf8(name).is_ok_and(|name| self.reported.has(name)) =>
+            {
+                return;
+            }
+            (Set::Name(_) | Set::Session(_), _) => Pin::Setting,
+            _ => return,
+        };
+        self.found.pins.add(pin);
     }
 
     fn any_word(&mut self, word: &[u8], creates: bool) -> Option<Pin> {
+        let deallocates = std::mem::take(&mut self.deallocates);
         match word {
+            b"pg_advisory_unlock_all" => {
+                self.found.releases.add(Pin::AdvisoryLock);
+                None
+            }
             b"listen" => Some(Pin::Listen),
-            b"prepare" => Some(Pin::SqlPrepare),
+            b"deallocate" => {
+                self.deallocates = true;
+                None
+            }
+            b"prepare" if !deallocates => Some(Pin::SqlPrepare),
             b"temp" | b"temporary" if creates => Some(Pin::TempTable),
             b"set_config" => Some(Pin::Setting),
             b"declare" => {
@@ -294,12 +409,16 @@ mod tests {
     use super::*;
 
     fn pin(sql: &str) -> Option<Pin> {
+        found(sql).pins.told()
+    }
+
+    fn found(sql: &str) -> Findings {
         let whole = {
-            let mut scanner = Scanner::new();
+            let mut scanner = Scanner::new(Reported::default());
             scanner.feed(sql.as_bytes());
             scanner.finish()
         };
-        let mut scanner = Scanner::new();
+        let mut scanner = Scanner::new(Reported::default());
         sql.as_bytes().chunks(1).for_each(|byte| scanner.feed(byte));
         assert_eq!(scanner.finish(), whole, "in pieces: {sql}");
         whole
@@ -316,14 +435,14 @@ mod tests {
         assert_eq!(pin("select pg_try_advisory_lock_shared(1)"), Some(Pin::AdvisoryLock));
         assert_eq!(pin("set search_path to a"), Some(Pin::Setting));
         assert_eq!(pin("begin; SET SESSION statement_timeout = 0"), Some(Pin::Setting));
-        assert_eq!(pin("/* route=pay */ set role r"), Some(Pin::Setting));
-        assert_eq!(pin("-- hi\nset role r"), Some(Pin::Setting));
+        assert_eq!(pin("/* route=pay */ set role r"), Some(Pin::Role));
+        assert_eq!(pin("-- hi\nset role r"), Some(Pin::Role));
         assert_eq!(pin("select set_config('a.b','c',false)"), Some(Pin::Setting));
         assert_eq!(pin("load 'auto_explain'"), Some(Pin::Load));
         assert_eq!(pin("create or replace temp view v as select 1"), Some(Pin::TempTable));
         assert_eq!(pin("create /* a */ local temporary table t(x int)"), Some(Pin::TempTable));
         assert_eq!(pin("select 1 into temp t"), Some(Pin::TempTable));
-        assert_eq!(pin("--x\rset role r"), Some(Pin::Setting));
+        assert_eq!(pin("--x\rset role r"), Some(Pin::Role));
     }
 
     #[test]
@@ -365,16 +484,42 @@ mod tests {
     }
 
     #[test]
-    fn resetting_all_is_told_and_pins_nothing() {
-        let resets = |sql: &str| {
-            let mut scanner = Scanner::new();
-            scanner.feed(sql.as_bytes());
-            (scanner.resets(), scanner.finish())
+    fn what_ends_state_is_told() {
+        let ends = |sql: &str| {
+            let found = found(sql);
+            (found.resets, found.releases, found.pins)
         };
-        assert_eq!(resets("DISCARD ALL"), (true, None));
-        assert_eq!(resets("unlisten *; reset all"), (true, None));
-        assert_eq!(resets("reset role"), (false, Some(Pin::Setting)));
-        assert_eq!(resets("select 'reset all'"), (false, None));
+        let none = Pins::default();
+        assert_eq!(ends("DISCARD ALL"), (Resets::All, none, none));
+        let both = Pins::of(Pin::Listen).and(Pins::of(Pin::Setting));
+        assert_eq!(ends("unlisten *; reset all"), (Resets::All, both, none));
+        assert_eq!(ends("UNLISTEN *"), (Resets::No, Pins::of(Pin::Listen), none));
+        assert_eq!(ends("unlisten jobs"), (Resets::No, none, none));
+        assert_eq!(ends("unlisten \"jobs\""), (Resets::No, none, none));
+        assert_eq!(ends("reset role"), (Resets::No, Pins::of(Pin::Role), none));
+        let authorization = Pins::of(Pin::SessionAuthorization);
+        assert_eq!(ends("RESET SESSION AUTHORIZATION"), (Resets::No, authorization, none));
+        assert_eq!(ends("set session authorization joe"), (Resets::No, none, authorization));
+        assert_eq!(ends("set session role joe"), (Resets::No, none, Pins::of(Pin::Role)));
+        assert_eq!(ends("reset work_mem"), (Resets::No, none, Pins::of(Pin::Setting)));
+        assert_eq!(ends("select pg_advisory_unlock_all()"), (Resets::No, Pins::of(Pin::AdvisoryLock), none));
+        assert_eq!(ends("select 'reset all'"), (Resets::No, none, none));
+    }
+
+    #[test]
+    fn what_the_server_reports_needs_no_pin() {
+        let pins = |reported: &[&str], sql: &str| {
+            let reported = Reported::of(reported.iter().copied());
+            let mut scanner = Scanner::new(reported);
+            scanner.feed(sql.as_bytes());
+            scanner.finish().pins.told()
+        };
+        assert_eq!(pins(&["TimeZone"], "set search_path to a"), Some(Pin::Setting));
+        assert_eq!(pins(&["TimeZone", "search_path"], "set search_path to a"), None);
+        assert_eq!(
+            pins(&["is_superuser", "session_authorization"], "set is_superuser = off"),
+            Some(Pin::Setting)
+        );
     }
 
     #[test]
@@ -387,6 +532,8 @@ mod tests {
         assert_eq!(pin("set names 'utf8'"), None);
         assert_eq!(pin("select hold, load from template"), None);
         assert_eq!(pin("declare c cursor for select 1"), None);
+        assert_eq!(pin("deallocate prepare p"), None);
+        assert_eq!(pin("deallocate p; prepare p as select 1"), Some(Pin::SqlPrepare));
         assert_eq!(pin(""), None);
     }
 

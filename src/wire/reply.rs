@@ -25,8 +25,6 @@ closed_set! {
         InvalidPassword => "28P01",
         /// Something that is not carried.
         FeatureNotSupported => "0A000",
-        /// An unnamed statement that is not there.
-        InvalidStatementName => "26000",
     }
 }
 

@@ -9,6 +9,7 @@ use super::pin::Scanner;
 use super::pulse::{Beat, Pulse};
 use super::reply::read_parameter_status;
 use super::startup::{self, FirstPacket};
+use super::vars::Reported;
 
 /// What a relay buffers at most; small, so that frames are longer than it.
 const CAPACITY: usize = 64;
@@ -340,9 +341,9 @@ proptest! {
         sql in statement(),
         cuts in vec(1_usize..9, 1..9),
     ) {
-        let mut whole = Scanner::new();
+        let mut whole = Scanner::new(Reported::default());
         whole.feed(sql.as_bytes());
-        let mut pieces = Scanner::new();
+        let mut pieces = Scanner::new(Reported::default());
         let mut rest = sql.as_bytes();
         for cut in cuts.iter().cycle() {
             if rest.is_empty() {
@@ -362,7 +363,7 @@ proptest! {
             let _ = startup::body_length(*length);
         }
         let _ = read_parameter_status(&bytes);
-        let mut scanner = Scanner::new();
+        let mut scanner = Scanner::new(Reported::default());
         scanner.feed(&bytes);
         let _ = scanner.finish();
         for direction in [Direction::Frontend, Direction::Backend] {

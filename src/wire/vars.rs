@@ -5,19 +5,51 @@ use std::collections::BTreeMap;
 /// Parameters by lower-case name.
 pub type Vars = BTreeMap<String, String>;
 
-/// Parameters that the server reports whenever they change and that a client may set: their values
-/// are learnt from ParameterStatus, so a SET of one of them needs no pin.
-/// (PostgreSQL documentation, "Asynchronous Operations", the list of reported parameters.)
-const FOLLOWED: [&str; 6] = [
+/// Parameters that some version of the server reports whenever they change, that a client may set, and
+/// whose value may be set elsewhere as it was reported: a SET of one of them needs no pin if this server
+/// reports it. (PostgreSQL documentation, "Asynchronous Operations": the first six always,
+/// `default_transaction_read_only` since 14, `scram_iterations` since 16, `search_path` since 18.)
+const FOLLOWED: [&str; 9] = [
     "application_name",
     "client_encoding",
     "datestyle",
     "intervalstyle",
     "standard_conforming_strings",
     "timezone",
+    "default_transaction_read_only",
+    "scram_iterations",
+    "search_path",
 ];
 
-/// Whether changes of this parameter (lower case) are seen and replayed.
+/// Which of the parameters that can be followed a server reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reported(u16);
+
+impl Default for Reported {
+    /// What every version reports.
+    fn default() -> Self {
+        Reported(0b11_1111)
+    }
+}
+
+impl Reported {
+    /// From the names that it reported at login.
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let bits = names.into_iter().filter_map(bit).fold(0, |all, bit| all | bit);
+        Reported(bits | Self::default().0)
+    }
+
+    /// Whether changes of this parameter are seen and replayed.
+    pub fn has(self, name: &str) -> bool {
+        bit(name).is_some_and(|bit| self.0 & bit != 0)
+    }
+}
+
+fn bit(name: &str) -> Option<u16> {
+    FOLLOWED.iter().position(|followed| followed.eq_ignore_ascii_case(name)).map(|at| 1 << at)
+}
+
+/// Whether a change that is reported of this parameter (lower case) is replayed.
 pub fn is_followed(name: &str) -> bool {
     FOLLOWED.contains(&name)
 }

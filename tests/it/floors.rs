@@ -19,6 +19,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("forecast", 1),
     ("judge", 1),
     ("ledger", 1),
+    ("wire::prepared", 1),
     ("wire::pulse", 1),
     // Only declares its parts.
     ("wire", 1),

@@ -229,7 +229,7 @@ async fn a_missing_sync_is_a_wedge(mode: Mode) {
 async fn half_a_message_is_a_wedge(mode: Mode) {
     let (database, mut leash) = leaky(mode, "1s", 1, |setup| setup).await;
     let mut client = leash.endpoint().raw("half").await;
-    client.send(&raw::query(&"x".repeat(100_000))[..20]).await;
+    client.send(&raw::query(&"x".repeat(100_000))[..2_000]).await;
     assert_wedged(&mut leash, client).await;
     serves(&leash).await;
     finish(leash, &database).await;

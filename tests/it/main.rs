@@ -19,6 +19,7 @@ mod lifecycle;
 mod malformed;
 mod outage;
 mod pooling;
+mod prepared;
 mod protocol;
 mod reload;
 mod support;

@@ -66,7 +66,8 @@ async fn bring_into(state: &str, endpoint: &Endpoint) -> Raw {
     let bytes = match state {
         "logged in" => Vec::new(),
         "half a header" => b"Q\0\0".to_vec(),
-        "half a query" => raw::query(&insert(1))[..12].to_vec(),
+        // More of it than pgleash looks at.
+        "half a query" => raw::query(&" ".repeat(1000))[..900].to_vec(),
         "half a parse" => raw::parse("s1", &insert(1))[..7].to_vec(),
         "in mid-statement" => raw::query("INSERT INTO t SELECT 1 FROM pg_sleep(300)"),
         "statements on their way" => {

@@ -1,0 +1,267 @@
+//! What the server sends. Floor 1.
+
+use super::due::{Draft, Due, What};
+use super::names::{Held, Names, Place, Told};
+use super::shelf::NOBODY;
+use super::statement::Statement;
+use super::{Change, Copy, Course, Prepared, text};
+use crate::wire::frame::Frame;
+use crate::wire::pin::Pin;
+
+/// What becomes of a frame of the server's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Down {
+    /// It goes on as it is.
+    Pass,
+    /// It is not for the client.
+    Drop,
+    /// These frames go on instead. The other is whole.
+    Instead(Vec<u8>),
+}
+
+/// The frame that is passing, as far as it is read.
+#[derive(Debug, Default)]
+pub struct Reading {
+    tag: u8,
+    fate: Fate,
+    /// The body of a ParameterDescription, until the message behind it has come.
+    parameters: Vec<u8>,
+    /// The body of the message behind it.
+    rows: Vec<u8>,
+}
+
+/// What becomes of the frame that is passing.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    #[default]
+    Pass,
+    PassRead,
+    Drop,
+    DropRead,
+}
+
+impl Fate {
+    fn of(due: Option<&Due>) -> Self {
+        match due.map(|due| (due.what.is_ours(), due.what.is_read())) {
+            Some((true, true)) => Fate::DropRead,
+            Some((true, false)) => Fate::Drop,
+            Some((false, true)) => Fate::PassRead,
+            Some((false, false)) | None => Fate::Pass,
+        }
+    }
+}
+
+impl Reading {
+    /// The longest description that is read, in bytes: more than 1600 columns with the longest names
+    /// take. What is beyond does not count.
+    const LONGEST: usize = 256 * 1024;
+
+    fn read(&mut self, piece: &[u8]) -> Down {
+        if matches!(self.fate, Fate::DropRead | Fate::PassRead) {
+            let into = if self.tag == b't' { &mut self.parameters } else { &mut self.rows };
+            let room = Self::LONGEST.saturating_sub(into.len());
+            into.extend_from_slice(&piece[..piece.len().min(room)]);
+        }
+        if matches!(self.fate, Fate::Drop | Fate::DropRead) { Down::Drop } else { Down::Pass }
+    }
+
+    fn take(&mut self) -> Told {
+        let told = text::told(&self.parameters, self.tag, &self.rows);
+        self.parameters.clear();
+        self.rows.clear();
+        told
+    }
+}
+
+impl Prepared {
+    /// A frame of the server's begins.
+    pub fn down(&mut self, frame: Frame<'_>, names: &mut Names) -> Down {
+        self.reading.tag = frame.tag;
+        self.reading.fate = Fate::Pass;
+        match frame.tag {
+            // The many.
+            b'D' | b'd' | b'S' | b'A' => Down::Pass,
+            b'E' => self.error(frame, names),
+            b'N' => self.notice(frame),
+            b'Z' => {
+                self.ready(names);
+                Down::Pass
+            }
+            b'G' => {
+                self.due.head_for(frame.tag);
+                self.due.copy_begins();
+                self.copy = Copy::Taking;
+                Down::Pass
+            }
+            tag => {
+                self.reading.fate = Fate::of(self.due.head_for(tag));
+                if tag == b'C' {
+                    self.completed(frame.body, names);
+                }
+                self.reading.read(frame.body)
+            }
+        }
+    }
+
+    /// More of its body.
+    pub fn down_body(&mut self, piece: &[u8]) -> Down {
+        self.reading.read(piece)
+    }
+
+    /// The frame has ended.
+    pub fn down_ends(&mut self, names: &mut Names) {
+        if matches!(self.reading.tag, b'D' | b'd' | b'S' | b'A' | b'E' | b'N' | b'Z' | b'G' | b't') {
+            return;
+        }
+        if let Some(due) = self.due.end(self.reading.tag) {
+            self.done(due, names);
+        }
+    }
+
+    /// The server has done it.
+    fn done(&mut self, due: Due, names: &mut Names) {
+        match due.what {
+            What::Make => {
+                if let Some(Change::Make(name, number, pins)) = self.take_change() {
+                    names.put(name, Held::Here(number, pins));
+                }
+            }
+            What::Forget => {
+                if let Some(Change::Forget(name)) = self.take_change() {
+                    // Nobody else knows of it.
+                    if let Some((_, Held::Here(number, _))) = names.get(&name) {
+                        self.shelf.discard(*number);
+                    }
+                    names.remove(&name);
+                }
+            }
+            What::Learn(draft) => {
+                let told = self.reading.take();
+                if let Some((name, number)) = due.name {
+                    match names.learn(&name, statement(*draft, told)) {
+                        Some(statement) => self.shelf.put(statement, number),
+                        // Too many to be made elsewhere, so the client stays.
+                        None => self.pins.add(Pin::PreparedStatement),
+                    }
+                }
+            }
+            What::Check(wanted, number) => {
+                let told = self.reading.take();
+                let same = told.shape == wanted.shape;
+                let text = wanted.text.clone();
+                let pins = wanted.pins;
+                let made = if same {
+                    wanted
+                } else {
+                    names.shared(Statement { text, types: told.types, shape: told.shape, pins })
+                };
+                self.shelf.put(made, number);
+                self.misfit = number;
+                self.course = if same { Course::Clear } else { Course::Fails };
+            }
+            What::Copy if !matches!(self.due.head().map(|due| &due.what), Some(What::Check(..))) => {
+                self.unnamed_made(names);
+            }
+            What::CheckUnnamed(told) => {
+                let same = self.reading.take().shape == told.shape;
+                self.course = if same { Course::Clear } else { Course::Fails };
+            }
+            What::DescribeUnnamed => names.unnamed.told = Some(self.reading.take()),
+            What::ParseUnnamed => names.unnamed.place = Place::Here,
+            _ => {}
+        }
+    }
+
+    /// The client's unnamed statement is here; it goes on at once if nothing more is asked about it.
+    fn unnamed_made(&mut self, names: &mut Names) {
+        names.unnamed.place = Place::Here;
+        if !matches!(self.due.head().map(|due| &due.what), Some(What::CheckUnnamed(_))) {
+            self.course = Course::Clear;
+        }
+    }
+
+    /// CommandComplete: some commands close statements.
+    fn completed(&mut self, tag: &[u8], names: &mut Names) {
+        match tag {
+            b"DISCARD ALL\0" | b"DEALLOCATE ALL\0" => {
+                names.clear();
+                self.shelf.clear();
+            }
+            b"DEALLOCATE\0" => {
+                let dropped = match self.due.head() {
+                    Some(Due { what: What::Query, name }) => name.clone(),
+                    _ => self.deallocates.take(),
+                };
+                if let Some((name, number)) = dropped {
+                    names.remove(&name);
+                    self.shelf.lost(number);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn notice(&mut self, frame: Frame<'_>) -> Down {
+        let name = self.due.head().and_then(|due| due.name.clone());
+        match name {
+            Some((name, number)) if frame.is_whole() => {
+                let told = text::renamed(frame.body, number, &name);
+                told.map_or(Down::Pass, |body| Down::Instead(text::framed(frame.tag, &body)))
+            }
+            _ => Down::Pass,
+        }
+    }
+
+    fn error(&mut self, frame: Frame<'_>, names: &mut Names) -> Down {
+        self.reading.parameters.clear();
+        self.copy = Copy::No;
+        let Some(due) = self.due.fail() else { return self.notice(frame) };
+        let told = match (&due.what, &due.name) {
+            (What::Fails(failure, parameters), _) if frame.is_whole() => {
+                let error = text::framed(b'E', &text::instead(frame.body, *failure));
+                let before = parameters.as_ref().map(|parameters| text::framed(b't', parameters));
+                Some([before.unwrap_or_default(), error].concat())
+            }
+            (_, Some((name, number))) if frame.is_whole() => {
+                text::renamed(frame.body, *number, name).map(|body| text::framed(b'E', &body))
+            }
+            _ => None,
+        };
+        if let Some((_, number)) = due.name
+            && matches!(due.what, What::Bind | What::Describe)
+            && number != NOBODY
+        {
+            match text::sqlstate(frame.body) {
+                // Its tables have changed under it: the client has to make it anew.
+                b"0A000" => self.shelf.discard(number),
+                b"26000" => self.shelf.lost(number),
+                _ => {}
+            }
+        }
+        self.undo(&due, names);
+        self.skip(names);
+        told.map_or(Down::Pass, Down::Instead)
+    }
+
+    /// After an error the server skips to the next Sync.
+    fn skip(&mut self, names: &mut Names) {
+        let mut skipped = Vec::new();
+        if !self.due.skip(|due| skipped.push(due)) {
+            self.course = Course::Skipped;
+        }
+        skipped.iter().for_each(|due| self.undo(due, names));
+        self.deallocates = None;
+    }
+
+    fn ready(&mut self, names: &mut Names) {
+        let mut skipped = Vec::new();
+        self.due.ready(|due| skipped.push(due));
+        skipped.iter().for_each(|due| self.undo(due, names));
+        self.copy = Copy::No;
+    }
+}
+
+fn statement(draft: Draft, told: Told) -> Statement {
+    let sql = text::cstr(&draft.body).map_or(draft.body.len(), |(sql, _)| sql.len() + 1);
+    Statement { text: draft.body[..sql].into(), types: told.types, shape: told.shape, pins: draft.pins }
+}

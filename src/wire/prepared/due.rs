@@ -1,0 +1,223 @@
+//! The replies that a server connection owes, one for each message that is answered. Floor 1.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::names::Told;
+use super::shelf::Number;
+use super::statement::Statement;
+use crate::wire::pin::Pins;
+
+/// One reply that is due, and what becomes of it.
+#[derive(Debug)]
+pub struct Due {
+    /// For what.
+    pub what: What,
+    /// The client's name for the statement, and ours: errors speak of it.
+    pub name: Option<(Arc<[u8]>, Number)>,
+}
+
+/// What a reply is due for. Those marked *ours* are not passed to the client.
+#[derive(Debug)]
+pub enum What {
+    /// Parse whose outcome changes nothing: of a name that exists, which fails.
+    Parse,
+    /// Parse of the unnamed statement.
+    ParseUnnamed,
+    /// Parse of a new name: the first of the pending changes.
+    Make,
+    /// Ours: Describe of the statement that Make made.
+    Learn(Box<Draft>),
+    /// Ours: Parse that makes a known statement here.
+    Copy,
+    /// Ours: Describe of what Copy made.
+    Check(Arc<Statement>, Number),
+    /// Ours: Describe of the unnamed statement that Copy made, of which the client was told this.
+    CheckUnnamed(Told),
+    /// Bind.
+    Bind,
+    /// Bind or Describe that has to fail, with what, and with the parameters that Describe tells before.
+    Fails(Failure, Option<Box<[u8]>>),
+    /// Describe.
+    Describe,
+    /// Describe of the client's unnamed statement.
+    DescribeUnnamed,
+    /// Close that changes nothing.
+    Close,
+    /// Close of a name: the first of the pending changes.
+    Forget,
+    /// Ours: Close of a statement that nobody will use.
+    Discard(Number),
+    /// Execute.
+    Execute,
+    /// No reply is due: the client has ended a COPY, if there was one.
+    CopyEnd,
+    /// Query or FunctionCall; everything up to ReadyForQuery.
+    Query,
+    /// Sync.
+    Sync,
+    /// A Sync that the server ignores if it was still in COPY when it read it.
+    MaybeSync,
+}
+
+/// What a client is told that cannot be told so by the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The statement would give other rows than the client was told.
+    Stale,
+    /// It has no unnamed statement, though the connection may have another client's.
+    NoUnnamed,
+}
+
+/// A statement that is not fully known.
+#[derive(Debug)]
+pub struct Draft {
+    /// Text, with its NUL, and types as the client gave them.
+    pub body: Vec<u8>,
+    /// What it leaves behind.
+    pub pins: Pins,
+}
+
+impl What {
+    /// Whether this reply is for us.
+    pub fn is_ours(&self) -> bool {
+        matches!(
+            self,
+            What::Learn(_) | What::Copy | What::Check(..) | What::CheckUnnamed(_) | What::Discard(_)
+        )
+    }
+
+    /// Whether what Describe says is needed.
+    pub fn is_read(&self) -> bool {
+        matches!(self, What::Learn(_) | What::Check(..) | What::CheckUnnamed(_) | What::DescribeUnnamed)
+    }
+
+    /// Whether a frame with this tag is the last of its reply.
+    fn is_ended_by(&self, tag: u8) -> bool {
+        match self {
+            What::Parse | What::ParseUnnamed | What::Make | What::Copy => tag == b'1',
+            What::Bind => tag == b'2',
+            What::Close | What::Forget | What::Discard(_) => tag == b'3',
+            What::Learn(_)
+            | What::Check(..)
+            | What::CheckUnnamed(_)
+            | What::Describe
+            | What::DescribeUnnamed => {
+                matches!(tag, b'T' | b'n')
+            }
+            What::Execute => matches!(tag, b'C' | b'I' | b's'),
+            What::CopyEnd | What::Fails(..) | What::Query | What::Sync | What::MaybeSync => false,
+        }
+    }
+
+    /// Whether its end is a ReadyForQuery.
+    pub fn is_point(&self) -> bool {
+        matches!(self, What::Query | What::Sync | What::MaybeSync)
+    }
+}
+
+/// What is due, in order.
+#[derive(Debug, Default)]
+pub struct Queue {
+    all: VecDeque<Due>,
+    /// How many of them are for a Query.
+    queries: usize,
+}
+
+impl Queue {
+    /// So much may be due before the client has to wait with more. The server sends what it has once that
+    /// is 8 kB, or about 1600 of the shortest replies, so a client that never asks for them is answered.
+    pub const MOST: usize = 10_000;
+
+    /// One more is due.
+    pub fn push(&mut self, what: What, name: Option<(Arc<[u8]>, Number)>) {
+        self.queries += usize::from(matches!(what, What::Query));
+        self.all.push_back(Due { what, name });
+    }
+
+    fn pop(&mut self) -> Option<Due> {
+        let due = self.all.pop_front()?;
+        self.queries -= usize::from(matches!(due.what, What::Query));
+        Some(due)
+    }
+
+    /// Whether a Query is not answered yet: its text may have closed any statement.
+    pub fn has_query(&self) -> bool {
+        self.queries > 0
+    }
+
+    /// Whether the client has to wait with more.
+    pub fn is_full(&self) -> bool {
+        self.all.len() >= Self::MOST
+    }
+
+    /// The next that is due, whatever comes.
+    pub fn head(&mut self) -> Option<&Due> {
+        while matches!(self.all.front(), Some(Due { what: What::CopyEnd, .. })) {
+            self.pop();
+        }
+        self.all.front()
+    }
+
+    /// What a frame with this tag, not a ReadyForQuery or an error, belongs to. A Sync that the server
+    /// has passed over without a word was none.
+    pub fn head_for(&mut self, tag: u8) -> Option<&Due> {
+        if !matches!(tag, b'N' | b'S' | b'A') {
+            while matches!(self.head(), Some(Due { what: What::MaybeSync, .. })) {
+                self.pop();
+            }
+        }
+        self.head()
+    }
+
+    /// Takes the next if a frame with this tag ends it.
+    pub fn end(&mut self, tag: u8) -> Option<Due> {
+        if self.head_for(tag)?.what.is_ended_by(tag) { self.pop() } else { None }
+    }
+
+    /// Takes the next if an error ends it: one that is not ended by a ReadyForQuery.
+    pub fn fail(&mut self) -> Option<Due> {
+        if self.head()?.what.is_point() { None } else { self.pop() }
+    }
+
+    /// Takes what the server skips after an error, up to a Sync; whether there was one.
+    pub fn skip(&mut self, mut skipped: impl FnMut(Due)) -> bool {
+        while let Some(due) = self.all.front() {
+            if matches!(due.what, What::Sync | What::MaybeSync) {
+                return true;
+            }
+            self.pop().into_iter().for_each(&mut skipped);
+        }
+        false
+    }
+
+    /// A ReadyForQuery has come.
+    pub fn ready(&mut self, mut skipped: impl FnMut(Due)) {
+        while let Some(due) = self.pop() {
+            if due.what.is_point() {
+                return;
+            }
+            skipped(due);
+        }
+    }
+
+    /// The server takes COPY data: Syncs between the command that began it and the end of the data, or
+    /// the message that is out of place there, are ignored.
+    pub fn copy_begins(&mut self) {
+        self.head();
+        while matches!(self.all.get(1), Some(Due { what: What::Sync, .. })) {
+            self.all.remove(1);
+        }
+    }
+
+    /// Nothing is due; what was, is not.
+    pub fn clear(&mut self) {
+        self.all.clear();
+        self.queries = 0;
+    }
+
+    /// Whether nothing is due.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+}

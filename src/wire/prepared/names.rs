@@ -1,0 +1,151 @@
+//! What one client has prepared, wherever it is. Floor 1.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::shelf::Number;
+use super::statement::{Library, Shape, Statement};
+use crate::wire::pin::Pins;
+
+/// A client's prepared statements by the names it gave them, and its unnamed one.
+#[derive(Debug, Default)]
+pub struct Names {
+    library: Arc<Library>,
+    named: HashMap<Arc<[u8]>, Held>,
+    /// Bytes of the statements that can be made anywhere, shared or not.
+    kept: usize,
+    /// The unnamed statement.
+    pub unnamed: Unnamed,
+}
+
+/// A statement with a name.
+#[derive(Clone, Debug)]
+pub enum Held {
+    /// It can be made on any connection.
+    Anywhere(Arc<Statement>),
+    /// It is on the connection that the client has now, which it keeps.
+    Here(Number, Pins),
+}
+
+/// The unnamed statement. The server has one for each connection, so a client's is made again where
+/// another client's may have been since.
+#[derive(Debug, Default)]
+pub struct Unnamed {
+    /// What the client parsed last: the text and the types, as Parse has them behind the name. Empty if
+    /// there is none, or if it was too long.
+    pub body: Vec<u8>,
+    /// What Describe told the client of it.
+    pub told: Option<Told>,
+    /// What it leaves behind.
+    pub pins: Pins,
+    /// Whether it is on this connection.
+    pub place: Place,
+}
+
+/// What Describe says of a statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Its parameters' types, as Parse would have them.
+    pub types: Box<[u8]>,
+    /// Its rows.
+    pub shape: Shape,
+}
+
+/// Where the client's unnamed statement is, seen from the connection that it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Elsewhere; what is here may be another client's.
+    #[default]
+    Elsewhere,
+    /// Its Parse is on its way; what follows in the same batch finds it, or is skipped with it.
+    Sent,
+    /// Its Parse is on its way, in a batch that has ended since: it may have been skipped.
+    Doubtful,
+    /// Here.
+    Here,
+}
+
+impl Names {
+    /// The longest text, with its types, that is kept to be parsed again elsewhere, in bytes.
+    pub const LONGEST: usize = 1024 * 1024;
+    /// Names beyond this many stay with the connection they were made on.
+    const MOST: usize = 10_000;
+    /// So do statements beyond this many bytes in all.
+    const MOST_BYTES: usize = 16 * 1024 * 1024;
+
+    /// A client that has prepared nothing.
+    pub fn new(library: Arc<Library>) -> Self {
+        Self { library, ..Self::default() }
+    }
+
+    /// The client gets a connection that others have had since.
+    pub fn arrive(&mut self) {
+        self.unnamed.place = Place::Elsewhere;
+    }
+
+    /// What the client calls by this name.
+    pub fn get(&self, name: &[u8]) -> Option<(&Arc<[u8]>, &Held)> {
+        self.named.get_key_value(key(name))
+    }
+
+    /// From now on the client calls this by that name.
+    pub fn put(&mut self, name: Arc<[u8]>, held: Held) {
+        self.remove(&name);
+        self.kept += held.bytes();
+        self.named.insert(name, held);
+    }
+
+    /// The statement of this name is known now, and can be made anywhere; unless there are too many.
+    pub fn learn(&mut self, name: &Arc<[u8]>, statement: Statement) -> Option<Arc<Statement>> {
+        if self.named.len() > Self::MOST || self.kept + statement.text.len() > Self::MOST_BYTES {
+            return None;
+        }
+        let held = self.named.get_mut(name)?;
+        let statement = self.library.shared(statement);
+        *held = Held::Anywhere(Arc::clone(&statement));
+        self.kept += held.bytes();
+        Some(statement)
+    }
+
+    /// The one copy of a statement.
+    pub fn shared(&self, statement: Statement) -> Arc<Statement> {
+        self.library.shared(statement)
+    }
+
+    /// The client has closed this name.
+    pub fn remove(&mut self, name: &[u8]) {
+        self.kept -= self.named.remove(key(name)).map_or(0, |held| held.bytes());
+    }
+
+    /// The client has closed all names.
+    pub fn clear(&mut self) {
+        self.named.clear();
+        self.kept = 0;
+    }
+}
+
+impl Held {
+    fn bytes(&self) -> usize {
+        match self {
+            Held::Anywhere(statement) => statement.text.len(),
+            Held::Here(..) => 0,
+        }
+    }
+}
+
+impl Unnamed {
+    /// There is none any more.
+    pub fn forget(&mut self) {
+        self.body.clear();
+        self.body.shrink_to(Self::SPARE);
+        (self.told, self.pins) = (None, Pins::default());
+    }
+
+    /// Room that is kept for the next one.
+    const SPARE: usize = 512;
+}
+
+/// What the server tells names apart by: their first 63 bytes (`NAMEDATALEN`).
+pub fn key(name: &[u8]) -> &[u8] {
+    &name[..name.len().min(63)]
+}

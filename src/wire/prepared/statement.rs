@@ -1,0 +1,136 @@
+//! What a prepared statement is, whoever calls it what. Floor 1.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::wire::pin::Pins;
+
+/// A prepared statement, told from others by its content: the text, the parameters' types as the server
+/// resolved them, and the rows that it gives.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Statement {
+    /// The text, with its NUL.
+    pub text: Box<[u8]>,
+    /// Parameter types as Parse has them: their number, then their oids.
+    pub types: Box<[u8]>,
+    /// What Describe says of its rows.
+    pub shape: Shape,
+    /// What it leaves behind on the connection that runs it.
+    pub pins: Pins,
+}
+
+/// The row type of a statement, as far as the server compares it when it makes a plan anew: names,
+/// types and type modifiers of the columns, but not the tables they come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Shape(Box<[u8]>);
+
+impl Shape {
+    /// From the body of a RowDescription (`T`) or a NoData (`n`). What cannot be read is kept as it is.
+    pub fn of(tag: u8, body: &[u8]) -> Self {
+        let columns = if tag == b'T' { columns(body) } else { Some(Vec::new()) };
+        let mut shape = vec![tag];
+        shape.extend(columns.unwrap_or_else(|| body.to_vec()));
+        Shape(shape.into())
+    }
+}
+
+/// Name, type oid and type modifier of each column ("Message Formats", RowDescription).
+fn columns(body: &[u8]) -> Option<Vec<u8>> {
+    let mut kept = Vec::with_capacity(body.len());
+    let mut rest = body.get(2..)?;
+    while !rest.is_empty() {
+        let name = memchr::memchr(0, rest)?;
+        let fields = rest.get(name + 1..name + 19)?;
+        kept.extend_from_slice(&rest[..=name]);
+        kept.extend_from_slice(&fields[6..10]);
+        kept.extend_from_slice(&fields[12..16]);
+        rest = &rest[name + 19..];
+    }
+    Some(kept)
+}
+
+/// One copy of each statement, however many clients and connections have it.
+///
+/// It keeps none alive: a statement goes when the last client and the last connection that have it do.
+#[derive(Debug, Default)]
+pub struct Library(Mutex<Index>);
+
+#[derive(Debug, Default)]
+struct Index {
+    known: HashMap<u64, Weak<Statement>>,
+    /// At this many entries those of statements that have gone are dropped.
+    sweep_at: usize,
+}
+
+impl Library {
+    const SWEEP_FROM: usize = 256;
+
+    /// The one copy of this statement.
+    pub fn shared(&self, statement: Statement) -> Arc<Statement> {
+        let mut hasher = DefaultHasher::new();
+        statement.hash(&mut hasher);
+        let key = hasher.finish();
+        let mut index = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = index.known.get(&key).and_then(Weak::upgrade) {
+            // Of two with the same hash the second is not shared, which does no harm.
+            return if *known == statement { known } else { Arc::new(statement) };
+        }
+        if index.known.len() >= index.sweep_at {
+            index.known.retain(|_, known| known.strong_count() > 0);
+            index.sweep_at = (2 * index.known.len()).max(Self::SWEEP_FROM);
+        }
+        let shared = Arc::new(statement);
+        index.known.insert(key, Arc::downgrade(&shared));
+        shared
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statement(text: &str) -> Statement {
+        Statement {
+            text: text.as_bytes().into(),
+            types: [0, 0].into(),
+            shape: Shape::of(b'n', b""),
+            pins: Pins::default(),
+        }
+    }
+
+    #[test]
+    fn the_same_statement_is_kept_once_and_goes_with_its_last_user() {
+        let library = Library::default();
+        let one = library.shared(statement("select 1\0"));
+        assert!(Arc::ptr_eq(&one, &library.shared(statement("select 1\0"))));
+        assert!(!Arc::ptr_eq(&one, &library.shared(statement("select 2\0"))));
+        for n in 0..10 * Library::SWEEP_FROM {
+            library.shared(statement(&n.to_string()));
+        }
+        let index = library.0.lock().unwrap();
+        assert!(index.known.len() <= Library::SWEEP_FROM, "{}", index.known.len());
+        assert!(index.known.values().any(|known| known.ptr_eq(&Arc::downgrade(&one))));
+    }
+
+    #[test]
+    fn a_shape_is_names_and_types_and_not_the_table() {
+        let row = |name: &str, table: u32, oid: u32, modifier: i32| {
+            let mut body = vec![0, 1];
+            body.extend(name.as_bytes());
+            body.push(0);
+            body.extend(table.to_be_bytes());
+            body.extend([0, 1]);
+            body.extend(oid.to_be_bytes());
+            body.extend([0, 4]);
+            body.extend(modifier.to_be_bytes());
+            body.extend([0, 0]);
+            Shape::of(b'T', &body)
+        };
+        assert_eq!(row("a", 1, 23, -1), row("a", 2, 23, -1));
+        assert_ne!(row("a", 1, 23, -1), row("b", 1, 23, -1));
+        assert_ne!(row("a", 1, 23, -1), row("a", 1, 25, -1));
+        assert_ne!(row("a", 1, 1043, 14), row("a", 1, 1043, 24));
+        assert_ne!(Shape::of(b'n', b""), Shape::of(b'T', &[0, 0]));
+    }
+}

@@ -1,0 +1,411 @@
+//! What the client sends. Floor 1.
+
+use std::sync::Arc;
+
+use super::due::{Draft, Failure, What};
+use super::names::{Held, Names, Place};
+use super::shelf::{NOBODY, Number};
+use super::statement::Statement;
+use super::{Change, Copy, Course, Found, Parsing, Prepared, text};
+use crate::wire::frame::{Frame, HEADER};
+use crate::wire::pin::{Pin, Pins};
+use crate::wire::pulse::Pulse;
+
+/// What becomes of a frame of the client's. Whatever is in [`Prepared::out`] is sent before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Up {
+    /// It goes on as it is.
+    Pass,
+    /// So many of its bytes, from its header on, are dropped; `out` has others in their place.
+    Renamed(usize),
+    /// It has to wait for an answer of the server's, and be shown again.
+    Wait,
+    /// Its names are longer than any may be.
+    TooLong,
+}
+
+/// Where a statement is, seen from here.
+enum Way {
+    Here(Number, Pins),
+    /// It can be made here.
+    There(Arc<Statement>),
+}
+
+impl Prepared {
+    /// A frame of the client's begins.
+    pub fn up(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
+        if self.course == Course::Awaits {
+            return Up::Wait;
+        }
+        if self.course == Course::Skipped {
+            if frame.tag == b'S' {
+                self.course = Course::Clear;
+                self.due.push(What::Sync, None);
+            }
+            return Up::Pass;
+        }
+        if self.copy == Copy::Taking {
+            return self.copying(frame.tag);
+        }
+        match frame.tag {
+            b'P' => self.parse(frame, names, pulse),
+            b'B' => self.bind(frame, names, pulse),
+            b'D' if frame.body.first() == Some(&b'S') => self.describe(frame, names, pulse),
+            b'C' if frame.body.first() == Some(&b'S') => self.close(frame, names),
+            b'Q' => self.query(frame, names, pulse),
+            tag => self.plain(tag, names),
+        }
+    }
+
+    /// A message that speaks of no statement.
+    fn plain(&mut self, tag: u8, names: &mut Names) -> Up {
+        match tag {
+            b'D' => self.due.push(What::Describe, None),
+            b'C' => self.due.push(What::Close, None),
+            b'E' => self.due.push(What::Execute, None),
+            b'F' => self.due.push(What::Query, None),
+            b'c' | b'f' => self.due.push(What::CopyEnd, None),
+            b'S' => {
+                self.due.push(What::Sync, None);
+                self.doubtful = self.changes.len();
+                if names.unnamed.place == Place::Sent {
+                    names.unnamed.place = Place::Doubtful;
+                }
+            }
+            _ => {}
+        }
+        Up::Pass
+    }
+
+    /// In COPY anything but its data and its end is an error, or is ignored.
+    fn copying(&mut self, tag: u8) -> Up {
+        match tag {
+            b'c' | b'f' => {
+                self.copy = Copy::No;
+                self.due.push(What::CopyEnd, None);
+            }
+            b'S' => self.due.push(What::MaybeSync, None),
+            _ => {}
+        }
+        Up::Pass
+    }
+
+    fn parse(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
+        let Some((name, rest)) = text::cstr(frame.body) else { return self.too_long(frame) };
+        if name.is_empty() {
+            return self.parse_unnamed(frame, rest, names, pulse);
+        }
+        match self.find(names, name) {
+            Found::Nothing => {}
+            Found::Doubtful => return Up::Wait,
+            Found::Held(named, held) => {
+                // It fails, and how is for the server to say.
+                let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
+                self.due.push(What::Parse, Some((named, number)));
+                return self.rename(frame, 0, name, number);
+            }
+        }
+        self.say_discards(pulse);
+        let number = self.shelf.new_number();
+        let named: Arc<[u8]> = super::names::key(name).into();
+        self.due.push(What::Make, Some((Arc::clone(&named), number)));
+        self.changes.push_back(Change::Make(named, number, Pins::default()));
+        self.passing.clear();
+        self.parsing = Parsing::New(number);
+        self.up_body(rest);
+        self.rename(frame, 0, name, number)
+    }
+
+    fn parse_unnamed(&mut self, frame: Frame<'_>, rest: &[u8], names: &mut Names, pulse: &mut Pulse) -> Up {
+        let dropped = if frame.is_whole() && frame.body_len <= text::LONGEST_DEALLOCATE {
+            text::cstr(rest).and_then(|(sql, types)| Some((text::deallocated(sql)?, types)))
+        } else {
+            None
+        };
+        if let Some((name, types)) = dropped {
+            let (name, held) = match self.find(names, &name) {
+                Found::Held(name, held) => (name, held),
+                Found::Doubtful => return Up::Wait,
+                Found::Nothing => return self.parse_other_unnamed(rest, names),
+            };
+            let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
+            let sql = deallocate(number);
+            self.put_header(b'P', 1 + sql.len() + types.len());
+            self.out.push(0);
+            self.out.extend_from_slice(&sql);
+            self.out.extend_from_slice(types);
+            self.deallocates = Some((Arc::clone(&name), number));
+            self.unnamed_sent(names);
+            self.due.push(What::ParseUnnamed, Some((name, number)));
+            return Up::Renamed(HEADER + frame.body_len);
+        }
+        self.parse_other_unnamed(rest, names)
+    }
+
+    fn parse_other_unnamed(&mut self, rest: &[u8], names: &mut Names) -> Up {
+        self.unnamed_sent(names);
+        self.due.push(What::ParseUnnamed, None);
+        self.passing.clear();
+        self.parsing = Parsing::Unnamed;
+        self.up_body(rest);
+        Up::Pass
+    }
+
+    fn unnamed_sent(&mut self, names: &mut Names) {
+        names.unnamed.forget();
+        if names.unnamed.place != Place::Here {
+            names.unnamed.place = Place::Sent;
+        }
+    }
+
+    /// More of the body of a frame that passes.
+    pub fn up_body(&mut self, piece: &[u8]) {
+        match self.parsing {
+            Parsing::No | Parsing::Long => {}
+            Parsing::New(_) | Parsing::Unnamed if self.passing.len() + piece.len() > Names::LONGEST => {
+                self.passing = Vec::new();
+                self.parsing = if self.parsing == Parsing::Unnamed { Parsing::No } else { Parsing::Long };
+            }
+            Parsing::New(_) | Parsing::Unnamed => self.passing.extend_from_slice(piece),
+        }
+    }
+
+    /// The frame has ended; `found` is what its text leaves behind.
+    pub fn up_ends(&mut self, found: Pins, names: &mut Names, pulse: &mut Pulse) {
+        match std::mem::take(&mut self.parsing) {
+            Parsing::No => {}
+            Parsing::Unnamed => {
+                names.unnamed.body.clear();
+                names.unnamed.body.extend_from_slice(&self.passing);
+                names.unnamed.pins = found;
+            }
+            Parsing::New(number) => {
+                let body = std::mem::take(&mut self.passing);
+                self.made_with(found);
+                self.say(pulse, b'D', &[b"S", &text::name_of(number)]);
+                let name = match self.changes.back() {
+                    Some(Change::Make(name, ..)) => Some((Arc::clone(name), number)),
+                    _ => None,
+                };
+                self.due.push(What::Learn(Box::new(Draft { body, pins: found })), name);
+            }
+            Parsing::Long => {
+                self.made_with(found);
+                self.pins = Pins::of(Pin::PreparedStatement);
+            }
+        }
+    }
+
+    fn made_with(&mut self, found: Pins) {
+        if let Some(Change::Make(_, _, pins)) = self.changes.back_mut() {
+            *pins = found;
+        }
+    }
+
+    fn bind(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
+        let parts = text::cstr(frame.body).and_then(|(portal, rest)| Some((portal, text::cstr(rest)?.0)));
+        let Some((portal, name)) = parts else { return self.too_long(frame) };
+        self.use_statement(frame, portal.len() + 1, name, What::Bind, names, pulse)
+    }
+
+    fn describe(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
+        let Some((name, _)) = text::cstr(&frame.body[1..]) else { return self.too_long(frame) };
+        let what = if name.is_empty() { What::DescribeUnnamed } else { What::Describe };
+        self.use_statement(frame, 1, name, what, names, pulse)
+    }
+
+    /// Bind or Describe, with the statement's name at `at` in the body.
+    fn use_statement(
+        &mut self,
+        frame: Frame<'_>,
+        at: usize,
+        name: &[u8],
+        what: What,
+        names: &mut Names,
+        pulse: &mut Pulse,
+    ) -> Up {
+        if std::mem::take(&mut self.course) == Course::Fails {
+            let parameters = if frame.tag == b'D' { self.parameters(name, names) } else { None };
+            self.due.push(What::Fails(Failure::Stale, parameters), None);
+            return self.rename(frame, at, name, NOBODY);
+        }
+        if name.is_empty() {
+            return self.use_unnamed(frame, at, what, names, pulse);
+        }
+        match self.find(names, name) {
+            Found::Doubtful => Up::Wait,
+            Found::Nothing => {
+                self.due.push(what, Some((name.into(), NOBODY)));
+                self.rename(frame, at, name, NOBODY)
+            }
+            Found::Held(known, held) => {
+                let Some((number, pins)) = self.fetch(held, pulse) else { return Up::Wait };
+                if matches!(what, What::Bind) {
+                    self.pins = pins;
+                }
+                self.due.push(what, Some((known, number)));
+                self.rename(frame, at, name, number)
+            }
+        }
+    }
+
+    /// The parameters of a statement as the client knows them.
+    fn parameters(&self, name: &[u8], names: &Names) -> Option<Box<[u8]>> {
+        if name.is_empty() {
+            return names.unnamed.told.as_ref().map(|told| told.types.clone());
+        }
+        match self.find(names, name) {
+            Found::Held(_, Held::Anywhere(statement)) => Some(statement.types.clone()),
+            Found::Held(..) | Found::Nothing | Found::Doubtful => None,
+        }
+    }
+
+    fn use_unnamed(
+        &mut self,
+        frame: Frame<'_>,
+        at: usize,
+        what: What,
+        names: &mut Names,
+        pulse: &mut Pulse,
+    ) -> Up {
+        match names.unnamed.place {
+            Place::Sent | Place::Here => {
+                if matches!(what, What::Bind) {
+                    self.pins = names.unnamed.pins;
+                }
+                self.due.push(what, None);
+                Up::Pass
+            }
+            // The Sync has been sent, so the answer comes.
+            Place::Doubtful => Up::Wait,
+            Place::Elsewhere if names.unnamed.body.is_empty() => {
+                self.due.push(What::Fails(Failure::NoUnnamed, None), None);
+                self.rename(frame, at, b"", NOBODY)
+            }
+            Place::Elsewhere => {
+                let told = names.unnamed.told.clone();
+                let body = &names.unnamed.body;
+                let sql = text::cstr(body).map_or(body.len(), |(sql, _)| sql.len() + 1);
+                let types = told.as_ref().map_or(&body[sql..], |told| &told.types);
+                self.say(pulse, b'P', &[b"\0", &body[..sql], types]);
+                self.due.push(What::Copy, None);
+                if let Some(told) = told {
+                    self.say(pulse, b'D', &[b"S\0"]);
+                    self.due.push(What::CheckUnnamed(told), None);
+                }
+                self.say(pulse, b'H', &[]);
+                self.course = Course::Awaits;
+                Up::Wait
+            }
+        }
+    }
+
+    fn close(&mut self, frame: Frame<'_>, names: &mut Names) -> Up {
+        let Some((name, _)) = text::cstr(&frame.body[1..]) else { return self.too_long(frame) };
+        if name.is_empty() {
+            names.unnamed.forget();
+            self.due.push(What::Close, None);
+            return Up::Pass;
+        }
+        let known = match self.find(names, name) {
+            Found::Held(known, _) => known,
+            Found::Doubtful => return Up::Wait,
+            Found::Nothing => {
+                self.due.push(What::Close, None);
+                return self.rename(frame, 1, name, NOBODY);
+            }
+        };
+        // Others may use the copy here, so what the server closes is nothing.
+        self.due.push(What::Forget, Some((Arc::clone(&known), NOBODY)));
+        self.changes.push_back(Change::Forget(known));
+        self.rename(frame, 1, name, NOBODY)
+    }
+
+    fn query(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
+        // The server drops its unnamed statement.
+        names.unnamed.forget();
+        if frame.is_whole()
+            && frame.body_len <= text::LONGEST_DEALLOCATE
+            && let Some((sql, _)) = text::cstr(frame.body)
+            && let Some(name) = text::deallocated(sql)
+        {
+            let (name, held) = match self.find(names, &name) {
+                Found::Held(name, held) => (name, held),
+                Found::Doubtful => return Up::Wait,
+                Found::Nothing => {
+                    self.due.push(What::Query, None);
+                    return Up::Pass;
+                }
+            };
+            let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
+            let sql = deallocate(number);
+            self.put_header(b'Q', sql.len());
+            self.out.extend_from_slice(&sql);
+            self.due.push(What::Query, Some((name, number)));
+            return Up::Renamed(HEADER + frame.body_len);
+        }
+        self.due.push(What::Query, None);
+        Up::Pass
+    }
+
+    /// The number of a statement here. If it is not here, it is asked for, and the client's frame waits.
+    fn fetch(&mut self, held: Held, pulse: &mut Pulse) -> Option<(Number, Pins)> {
+        if std::mem::take(&mut self.course) == Course::Fails {
+            // Whatever rows it gives, it has the name.
+            return Some((self.misfit, Pins::default()));
+        }
+        let way = match held {
+            Held::Here(number, pins) => Way::Here(number, pins),
+            Held::Anywhere(statement) => match self.shelf.find(&statement) {
+                Some(number) => Way::Here(number, statement.pins),
+                None => Way::There(statement),
+            },
+        };
+        match way {
+            Way::Here(number, pins) => Some((number, pins)),
+            Way::There(statement) => {
+                self.make_here(statement, pulse);
+                None
+            }
+        }
+    }
+
+    fn make_here(&mut self, statement: Arc<Statement>, pulse: &mut Pulse) {
+        self.say_discards(pulse);
+        let number = self.shelf.new_number();
+        let name = text::name_of(number);
+        self.say(pulse, b'P', &[&name, &statement.text, &statement.types]);
+        self.due.push(What::Copy, None);
+        self.say(pulse, b'D', &[b"S", &name]);
+        self.due.push(What::Check(statement, number), None);
+        self.say(pulse, b'H', &[]);
+        self.course = Course::Awaits;
+    }
+
+    /// Writes the frame's beginning up to the name at `at` in its body, with our name in its place.
+    fn rename(&mut self, frame: Frame<'_>, at: usize, name: &[u8], number: Number) -> Up {
+        let ours = text::name_of(number);
+        self.put_header(frame.tag, frame.body_len - name.len() - 1 + ours.len());
+        self.out.extend_from_slice(&frame.body[..at]);
+        self.out.extend_from_slice(&ours);
+        Up::Renamed(HEADER + at + name.len() + 1)
+    }
+
+    fn put_header(&mut self, tag: u8, body_len: usize) {
+        self.out.push(tag);
+        self.out.extend((body_len as u32 + 4).to_be_bytes());
+    }
+
+    /// A frame without the end of a name in it. If it is whole, the server says what is wrong with it.
+    fn too_long(&mut self, frame: Frame<'_>) -> Up {
+        if !frame.is_whole() {
+            return Up::TooLong;
+        }
+        self.due.push(What::Parse, None);
+        Up::Pass
+    }
+}
+
+fn deallocate(number: Number) -> Vec<u8> {
+    [b"DEALLOCATE ", text::name_of(number).as_slice()].concat()
+}
