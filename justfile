@@ -22,7 +22,7 @@ lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
     shellcheck demo test .ci/run deploy/app deploy/check
-    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/check.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate
+    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate
 
 # format the sources
 fmt:

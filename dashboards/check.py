@@ -16,32 +16,17 @@ Exit code: 0 all is well, 1 something is wrong (one line for each fault).
 """
 
 import argparse
-import functools
 import json
 import re
 import sys
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections import defaultdict
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-RULES = HERE / "prometheus/rules"
-SNAPSHOT = ROOT / "src/telemetry/snapshots/pgleash__telemetry__tests__catalogue.snap"
-ALLOWED = HERE / "may-be-empty.json"
+from known import HERE, all_labels, base, exposed, families, known_to_prometheus, label_values, named_metrics, recorded, selectors
+from live import ALLOWED, BUILT_IN, Live
 
-# Made by Prometheus itself, with the labels that it gives.
-SYNTHETIC = {"up": set(), "scrape_duration_seconds": set(), "scrape_samples_scraped": set(),
-             "ALERTS": {"alertname", "alertstate", "severity", "pool", "cause"}}
 TARGET = {"job", "instance"}
 VARIABLES = ["datasource", "job", "instance", "pool", "app"]
-# Words of PromQL that are neither a function (which has a parenthesis) nor a metric.
-KEYWORDS = {"by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset", "and", "or", "unless", "inf", "nan", "atan2"}
-# What Grafana puts in by itself.
-BUILT_IN = {"__rate_interval": "1m", "__interval": "15s", "__range": "30m"}
 
 
 def main() -> int:
@@ -241,179 +226,6 @@ def check_query(query, faults):
     for labels in re.findall(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)", query.expression):
         possible = TARGET.union({"le"}, *(all_labels().get(metric, set()) for metric in named_metrics(query.expression)))
         faults += [f"{query.where}: nothing in it has a label {label}" for label in re.split(r"\s*,\s*", labels.strip()) if label and label not in possible]
-
-
-def selectors(expression):
-    """(metric, [(label, operator, value)]) of every vector selector that has matchers."""
-    for metric, inner in re.findall(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}", expression):
-        yield metric, re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"', inner)
-
-
-def named_metrics(expression):
-    """The metrics that a PromQL expression names."""
-    text = re.sub(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', "", expression)  # strings
-    text = re.sub(r"\{[^}]*\}", " ", re.sub(r"\$\{?\w+\}?", "", text))  # variables, label matchers
-    text = re.sub(r"\[[^\]]*\]", " ", text)  # ranges
-    text = re.sub(r"\boffset\s+\w+", " ", text)
-    text = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", text)  # label lists
-    words = re.findall(r"(?<![\w.:])([a-zA-Z_:][\w:]*)\b(?!\s*\()", text)
-    return {word for word in words if word.lower() not in KEYWORDS}
-
-
-# --- what there is ---
-
-def catalogue():
-    """Series names that pgleash exposes, as its own test pins them."""
-    return set(families()) | {f"{name}_{part}" for name, kind in families().items() if kind == "histogram" for part in ("bucket", "sum", "count")}
-
-
-def known_to_prometheus():
-    return set(SYNTHETIC)
-
-
-@functools.cache
-def families():
-    return dict(re.findall(r"^(\w+) \((\w+)\)$", SNAPSHOT.read_text(), re.MULTILINE))
-
-
-@functools.cache
-def label_values():
-    """(metric, label) -> the values of a closed set."""
-    values, family = defaultdict(set), None
-    for line in SNAPSHOT.read_text().splitlines():
-        if line in (f"{name} ({kind})" for name, kind in families().items()):
-            family = line.split()[0]
-        elif family and line.startswith("    "):
-            for label, value in re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', line):
-                for name in (family, *(f"{family}_{part}" for part in ("bucket", "sum", "count"))):
-                    values[name, label].add(value)
-    return values
-
-
-@functools.cache
-def all_labels():
-    """Metric -> its labels, besides those of the target."""
-    labels = {name: {label for metric, label in label_values() if metric == name} for name in catalogue()}
-    return labels | SYNTHETIC | {name: {"pool"} for name in recorded()}
-
-
-@functools.cache
-def recorded():
-    return [name for path in sorted(RULES.glob("*.yml")) for name in re.findall(r"^ *- record: (\S+)$", path.read_text(), re.MULTILINE)]
-
-
-def base(series):
-    """The family of a histogram's series."""
-    return re.sub(r"_(bucket|sum|count)$", "", series)
-
-
-def exposed(text):
-    """The series names in a /metrics dump, with the families that are announced and have no series yet."""
-    for line in text.splitlines():
-        announced = re.match(r"# TYPE (\S+) (\S+)", line)
-        if announced:
-            family, kind = announced.groups()
-            yield family
-            yield from (f"{family}_{part}" for part in ("bucket", "sum", "count") if kind == "histogram")
-        elif line and not line.startswith("#"):
-            yield re.match(r"[\w:]*", line).group(0)
-
-
-# --- against a Prometheus ---
-
-class Live:
-    """A Prometheus in which an incident has been seen."""
-
-    def __init__(self, url, no_empty, faults):
-        self.url, self.no_empty, self.faults = url.rstrip("/"), no_empty, faults
-        self.allowed = {(entry["board"], entry["title"], entry["query"]): entry["reason"] for entry in json.loads(ALLOWED.read_text())}
-
-    def check(self, queries):
-        known = {query.key() for query in queries} | {("rules", name, "") for name in recorded()}
-        for key, reason in self.allowed.items():
-            if key not in known or not reason:
-                self.faults.append(f"{ALLOWED.name}: {key} is no query, or has no reason")
-        chosen = {name: self.value_of(queries, name) for name in VARIABLES[1:]}
-        for query in queries:
-            self.ask(query, {})
-            self.ask(query, chosen)
-        self.check_rules()
-
-    def value_of(self, queries, name):
-        query = next(query for query in queries if query.title == f"variable {name}")
-        found = self.get("series", {"match[]": fill(query.expression, {})}, query.where) or []
-        values = sorted({one.get(name, "") for one in found} - {"", "other", "unset"})
-        if not values:
-            self.faults.append(f"{query.where}: has no values")
-        return values[0] if values else ".+"
-
-    def ask(self, query, chosen):
-        expression = fill(query.expression, chosen)
-        series = self.evaluate(expression, query.where, query.instant)
-        if not series:
-            if self.no_empty and query.key() not in self.allowed:
-                self.faults.append(f"{query.where}: no data: {expression}")
-            elif self.no_empty:
-                self.check_selectors(query.where, expression)
-            return
-        for label in re.findall(r"\{\{(\w+)\}\}", query.legend):
-            if not any(label in one["metric"] for one in series):
-                self.faults.append(f"{query.where}: its legend says {label}, and no answer has that label")
-
-    def check_rules(self):
-        groups = (self.get("rules", {}, "rules") or {"groups": []})["groups"]
-        rules = [rule for group in groups for rule in group["rules"]]
-        written = sum(len(re.findall(r"^ *- (?:alert|record):", path.read_text(), re.MULTILINE)) for path in RULES.glob("*.yml"))
-        if len(rules) != written:
-            self.faults.append(f"rules: {len(rules)} are loaded and {written} are written")
-        for rule in rules:
-            where = f"rules: {rule['name']}"
-            if rule["health"] != "ok" or rule.get("lastError"):
-                self.faults.append(f"{where}: {rule['health']}: {rule.get('lastError')}")
-            if rule["type"] == "recording" and self.no_empty and ("rules", rule["name"], "") not in self.allowed:
-                if not self.evaluate(rule["name"], where, False):
-                    self.faults.append(f"{where}: no data")
-            if self.no_empty:
-                self.check_selectors(where, rule["query"])
-        print(f"{len(rules)} rules are loaded")
-
-    def check_selectors(self, where, expression):
-        """What may be empty, or is so while nothing is wrong, must at least look at series that are there."""
-        for selector in set(re.findall(r"[a-zA-Z_:][\w:]*\{[^}]*\}", expression)) | named_metrics(expression):
-            name = selector.partition("{")[0]
-            if ("rules", name, "") not in self.allowed and not self.evaluate(selector, where, False):
-                self.faults.append(f"{where}: looks at {selector}, which is not there")
-
-    def evaluate(self, expression, where, instant):
-        """The series that have a value that is one."""
-        now = time.time()
-        arguments = {"query": expression, "time": now} if instant else {"query": expression, "start": now - 120, "end": now, "step": 5}
-        data = self.get("query" if instant else "query_range", arguments, where)
-        series = data["result"] if data else []
-        return [one for one in series if any(value != "NaN" for _, value in one.get("values", [one.get("value")]))]
-
-    def get(self, path, arguments, where):
-        try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(arguments)}", timeout=10) as reply:
-                answer = json.load(reply)
-        except urllib.error.HTTPError as error:
-            self.faults.append(f"{where}: Prometheus says {error.read().decode(errors='replace')}")
-            return None
-        except OSError as error:
-            self.faults.append(f"{where}: {self.url} does not answer: {error}")
-            return None
-        self.faults += [f"{where}: Prometheus warns: {warning}" for warning in answer.get("warnings", [])]
-        return answer["data"]
-
-
-def fill(expression, chosen):
-    """As Grafana would: everything selected, or the one value that was chosen."""
-    for name, value in BUILT_IN.items():
-        expression = re.sub(rf"\$\{{?{name}\b\}}?", value, expression)
-    for name in VARIABLES[1:]:
-        value = re.escape(chosen[name]).replace("\\", "\\\\") if name in chosen else ".+"
-        expression = re.sub(rf"\$\{{?{name}\b\}}?", lambda _, value=value: value, expression)
-    return expression
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "dashboards"))
-from check import catalogue, known_to_prometheus, named_metrics  # noqa: E402
+from known import catalogue, known_to_prometheus, named_metrics  # noqa: E402
 
 RULES = ROOT / "dashboards/prometheus/rules"
 TESTS = ROOT / "dashboards/prometheus/tests/alerts.yml"
