@@ -160,7 +160,7 @@ async def many_at_once():
 
 
 def main():
-    assert os.environ["PGLEASH_MODE"] in ("direct", "session", "transaction")
+    assert os.environ["PGLEASH_MODE"] in ("direct", "session", "transaction", "guarded")
     for part in (
         queries_and_types,
         transactions,
