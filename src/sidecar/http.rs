@@ -49,7 +49,8 @@ impl HttpServer {
 pub(super) struct Bounds {
     /// Connections served at a time; more wait in the kernel's queue.
     pub(super) connections: u32,
-    /// From the first byte of a request to the end of its headers.
+    /// From the accepted connection to the end of the headers: less than a health check waits, so that
+    /// connections which say nothing do not fail it.
     pub(super) read: Duration,
     /// From the accepted connection to the end of the answer.
     pub(super) whole: Duration,
@@ -60,7 +61,7 @@ pub(super) struct Bounds {
 impl Bounds {
     pub(super) const DEFAULT: Bounds = Bounds {
         connections: 64,
-        read: Duration::from_secs(5),
+        read: Duration::from_secs(2),
         whole: Duration::from_secs(10),
         stop: Duration::from_secs(2),
     };

@@ -130,6 +130,8 @@ pub struct Scanner {
     /// The word before may be followed by TEMP.
     creates: bool,
     declare: bool,
+    /// UPDATE was read: of `pg_settings` it is a SET.
+    updates: bool,
     /// The word before was DEALLOCATE, and may be followed by PREPARE.
     deallocates: bool,
     /// UNLISTEN was read; with a channel behind it others are still listened to.
@@ -282,7 +284,12 @@ impl Scanner {
             return false;
         }
         match (self.quote, byte) {
-            (Quote::Literal | Quote::Identifier, b'\\') => self.wary = true,
+            (Quote::Literal, b'\\') => self.wary = true,
+            // Perhaps `U&"..."`, in which any name can be hidden.
+            (Quote::Identifier, b'\\') => {
+                self.found.pins.add(Pin::Setting);
+                self.wary = true;
+            }
             (Quote::Literal, b'\'') | (Quote::Identifier, b'"') => self.quote = Quote::No,
             (Quote::Literal | Quote::Identifier, _) => return true,
             (Quote::No, b'\'') => self.quote = Quote::Literal,
@@ -395,6 +402,11 @@ impl Scanner {
                 None
             }
             b"hold" if self.declare => Some(Pin::HoldableCursor),
+            b"update" => {
+                self.updates = true;
+                None
+            }
+            b"pg_settings" if self.updates => Some(Pin::Setting),
             _ if word.starts_with(b"pg_temp") => Some(Pin::TempTable),
             _ if word.starts_with(b"pg_advisory_lock") || word.starts_with(b"pg_try_advisory_lock") => {
                 Some(Pin::AdvisoryLock)
@@ -431,6 +443,8 @@ mod tests {
         assert_eq!(pin("CREATE TEMP TABLE t(x int)"), Some(Pin::TempTable));
         assert_eq!(pin("create table pg_temp.t(x int)"), Some(Pin::TempTable));
         assert_eq!(pin("declare c cursor with hold for select 1"), Some(Pin::HoldableCursor));
+        assert_eq!(pin("update pg_catalog.pg_settings set setting = 1 where name = 'x'"), Some(Pin::Setting));
+        assert_eq!(pin(r#"select U&"set\005fconfig"('work_mem', '9MB', false)"#), Some(Pin::Setting));
         assert_eq!(pin("select pg_catalog.pg_advisory_lock(1)"), Some(Pin::AdvisoryLock));
         assert_eq!(pin("select pg_try_advisory_lock_shared(1)"), Some(Pin::AdvisoryLock));
         assert_eq!(pin("set search_path to a"), Some(Pin::Setting));
@@ -532,6 +546,7 @@ mod tests {
         assert_eq!(pin("set names 'utf8'"), None);
         assert_eq!(pin("select hold, load from template"), None);
         assert_eq!(pin("declare c cursor for select 1"), None);
+        assert_eq!(pin("select setting from pg_settings where name = 'work_mem'"), None);
         assert_eq!(pin("deallocate prepare p"), None);
         assert_eq!(pin("deallocate p; prepare p as select 1"), Some(Pin::SqlPrepare));
         assert_eq!(pin(""), None);
