@@ -41,6 +41,9 @@ enum Owed {
     Query(u32),
     /// For a Sync.
     Sync,
+    /// For nothing: the client ended its COPY data before it heard that the COPY has begun. The Syncs
+    /// behind this count.
+    CopyEnd,
 }
 
 /// The state of one server connection, as its frames tell it.
@@ -50,6 +53,8 @@ pub struct Pulse {
     tx: Tx,
     /// The server takes COPY data from the client.
     copy_in: bool,
+    /// It took some, and has told an error: the end of the data, if it still comes, ends nothing.
+    copy_failed: bool,
     /// Extended-protocol messages have been sent since the last Sync that counted.
     unsynced: bool,
     /// Replies due to those messages.
@@ -76,6 +81,7 @@ impl Pulse {
             b'Q' | b'F' if self.skipping => {}
             b'Q' | b'F' => {
                 self.owed.push_back(Owed::Query(self.replies_due));
+                self.copy_failed = false;
                 // Its ReadyForQuery ends the batch before it as a Sync would.
                 self.unsynced = false;
                 self.replies_due = 0;
@@ -92,13 +98,25 @@ impl Pulse {
             b'P' | b'B' | b'C' | b'D' | b'E' => {
                 self.unsynced = true;
                 self.flushed = false;
+                self.copy_failed &= tag != b'E';
                 if !self.skipping {
                     self.replies_due = self.replies_due.saturating_add(1);
                 }
             }
-            b'c' | b'f' => self.copy_in = false,
+            b'c' | b'f' if self.copy_in => self.copy_in = false,
+            b'c' | b'f' if !self.copy_failed && (self.unsynced || self.owes()) => {
+                self.owed.push_back(Owed::CopyEnd);
+            }
             _ => {}
         }
+    }
+
+    fn owes(&self) -> bool {
+        self.owed.iter().any(|owed| *owed != Owed::CopyEnd)
+    }
+
+    fn next_owed(&mut self) -> Option<&mut Owed> {
+        self.owed.iter_mut().find(|owed| **owed != Owed::CopyEnd)
     }
 
     /// The server sent a frame with this tag; `first` is the first byte of its body.
@@ -107,18 +125,20 @@ impl Pulse {
             b'Z' => self.ready(first),
             b'G' => self.copy_in_begins(),
             b'E' => {
+                self.copy_failed |= self.copy_in;
                 self.copy_in = false;
                 self.skip_queries();
-                if self.owed.is_empty() && self.unsynced {
+                if !self.owes() && self.unsynced {
+                    self.owed.clear();
                     self.skipping = true;
                     self.replies_due = 0;
                 }
             }
             // Replies that end one extended-protocol message, if no earlier Sync or Query is due.
-            b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' => match self.owed.front_mut() {
+            b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' => match self.next_owed() {
                 None => self.replies_due = self.replies_due.saturating_sub(1),
                 Some(Owed::Query(before)) => *before = before.saturating_sub(1),
-                Some(Owed::Sync) => {}
+                Some(Owed::Sync | Owed::CopyEnd) => {}
             },
             _ => {}
         }
@@ -127,7 +147,7 @@ impl Pulse {
     /// An error came. If it is that of an extended-protocol message with queries sent behind it, the
     /// server skips them, up to the next Sync.
     fn skip_queries(&mut self) {
-        if matches!(self.owed.front(), Some(Owed::Query(1..))) {
+        if matches!(self.next_owed(), Some(Owed::Query(1..))) {
             let sync = self.owed.iter().position(|owed| *owed == Owed::Sync);
             self.owed.drain(..sync.unwrap_or(self.owed.len()));
             self.unsynced |= sync.is_none();
@@ -135,6 +155,9 @@ impl Pulse {
     }
 
     fn ready(&mut self, status: Option<u8>) {
+        while self.owed.front() == Some(&Owed::CopyEnd) {
+            self.owed.pop_front();
+        }
         if self.owed.pop_front().is_none() {
             // The answer to a Sync that we took for one in COPY-in: it crossed with the server's
             // error, and counted after all.
@@ -142,7 +165,7 @@ impl Pulse {
             self.skipping = false;
             self.replies_due = 0;
         }
-        self.copy_in = false;
+        (self.copy_in, self.copy_failed) = (false, false);
         self.tx = match status {
             Some(b'T') => Tx::InBlock,
             Some(b'E') => Tx::Failed,
@@ -150,13 +173,18 @@ impl Pulse {
         };
     }
 
-    /// Syncs that were sent behind the command that began the COPY are ignored by the server.
+    /// Syncs that were sent between the command that began the COPY and the end of its data are ignored
+    /// by the server.
     fn copy_in_begins(&mut self) {
-        self.copy_in = true;
-        let began_by_query = self.owed.front() == Some(&Owed::Query(0));
+        let began_by_query = self.next_owed() == Some(&mut Owed::Query(0));
+        let end = self.owed.iter().position(|owed| *owed == Owed::CopyEnd);
+        self.copy_in = end.is_none();
+        let behind = self.owed.split_off(end.unwrap_or(self.owed.len()));
         let before = self.owed.len();
         self.owed.retain(|owed| *owed != Owed::Sync);
-        if !began_by_query && self.owed.len() < before {
+        let ignored = self.owed.len() < before;
+        self.owed.extend(behind.into_iter().skip(1));
+        if ignored && !began_by_query && !self.owed.contains(&Owed::Sync) {
             self.unsynced = true;
             self.replies_due = self.replies_due.max(1);
         }
@@ -166,7 +194,7 @@ impl Pulse {
     pub fn beat(&self) -> Beat {
         if self.copy_in {
             Beat::AwaitsClient
-        } else if !self.owed.is_empty() || (self.replies_due > 0 && self.flushed) {
+        } else if self.owes() || (self.replies_due > 0 && self.flushed) {
             Beat::InFlight
         } else if self.unsynced {
             Beat::AwaitsClient
@@ -286,6 +314,30 @@ mod tests {
         assert_eq!(beat(">Q <G >d >c <C <ZI"), Beat::Quiet);
         assert_eq!(beat(">Q <G >d <E"), Beat::InFlight);
         assert_eq!(beat(">Q <G >d <E <ZI"), Beat::Quiet);
+    }
+
+    #[test]
+    fn what_is_sent_behind_the_end_of_a_copy_counts_although_the_copy_has_not_begun() {
+        let batch = ">P >B >E >d >c >S >P >B >E >S <1 <2 <G <C";
+        assert_eq!(beat(&format!("{batch} <ZI")), Beat::InFlight);
+        assert_eq!(beat(&format!("{batch} <ZI <1 <2 <C")), Beat::InFlight);
+        assert_eq!(beat(&format!("{batch} <ZI <1 <2 <C <ZI")), Beat::Quiet);
+        let failing = ">P >B >E >d >c >S >P >B >E >S <1 <2 <G <E <ZI";
+        assert_eq!(beat(failing), Beat::InFlight);
+        assert_eq!(beat(&format!("{failing} <1 <2 <C <ZI")), Beat::Quiet);
+        // A Flush behind it asks for replies that are still to come.
+        assert_eq!(beat(">B >E >d >c >S >P >D >H <2 <G <E <ZI"), Beat::InFlight);
+        assert_eq!(beat(">B >E >d >c >S >P >D >H <2 <G <E <ZI <1 <T"), Beat::AwaitsClient);
+        // Two in a row, and two in a text.
+        let twice = ">B >E >d >c >S >B >E >d >c >S <2 <G <C <ZI <2 <G";
+        assert_eq!(beat(twice), Beat::InFlight);
+        assert_eq!(beat(&format!("{twice} <C <ZI")), Beat::Quiet);
+        assert_eq!(beat(">Q >d >c >Q <G <C <ZI"), Beat::InFlight);
+        assert_eq!(beat(">Q >d >c >Q <G <C <ZI <C <ZI"), Beat::Quiet);
+        // One that fails before it begins, and an end that comes behind the error.
+        assert_eq!(beat(">B >E >d >c >S <2 <E <ZI"), Beat::Quiet);
+        assert_eq!(beat(">Q <G >d <E >c <ZI"), Beat::Quiet);
+        assert_eq!(beat(">Q <G >d <E >c <ZI >B >E >S <2 <G"), Beat::AwaitsClient);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Prepared statements of clients that share server connections. Floor 1.
 //!
 //! A client's names are its own ([`Names`]); a server connection has its own set of statements, under
-//! names of ours ([`Shelf`]). In between, frames are renamed; a statement that is not where it is used
+//! names of ours (`shelf`). In between, frames are renamed; a statement that is not where it is used
 //! is made there first; and the replies to what the client did not send are taken out. The order of
-//! replies, and what an error skips, are kept in one queue ([`due::Queue`]), one entry for each reply.
+//! replies, and what an error skips, are kept in one queue (`due`), one entry for each reply.
 //!
 //! A new name always goes to the server as a Parse, so its errors and its freshness are the server's. It
 //! is followed by a Describe of ours, which tells what the statement is: its parameters and its rows.
