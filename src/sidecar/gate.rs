@@ -136,7 +136,7 @@ pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
             let up = Pipe::new(Direction::Frontend);
             let own = Arc::clone(&vars);
             let (place, client) = (Some(place), caller.io);
-            let names = Names::new(Arc::clone(&hub.library));
+            let names = Names::default();
             Session { place, hub, pool, holder, shared, client, up, vars, own, names }.serve().await;
         }
         Err(turned) => {

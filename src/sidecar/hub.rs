@@ -19,7 +19,6 @@ use crate::policy::{Action, LivePolicy, PoolMode};
 use crate::pool::{WatchedPool, WeakPool};
 use crate::snapshot::{FlowState, Snapshot};
 use crate::valve::{Flow, Valve};
-use crate::wire::prepared::Library;
 use crate::wire::vars::Vars;
 
 use super::auth::Credentials;
@@ -55,8 +54,6 @@ pub struct Hub {
     sessions: Mutex<HashMap<SessionId, Arc<Shared>>>,
     alike: Mutex<HashSet<Arc<Vars>>>,
     spellings: Mutex<HashMap<Spelling, String>>,
-    /// Statements that clients have prepared.
-    pub library: Arc<Library>,
     next_session: AtomicU32,
     left: Notify,
     draining: AtomicBool,
@@ -92,7 +89,6 @@ impl Hub {
             sessions: Mutex::default(),
             alike: Mutex::default(),
             spellings: Mutex::default(),
-            library: Arc::default(),
             next_session: AtomicU32::new(1),
             left: Notify::new(),
             draining: AtomicBool::new(false),

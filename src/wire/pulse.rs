@@ -38,12 +38,24 @@ pub enum Beat {
 enum Owed {
     /// For a Query or a FunctionCall, once these many extended-protocol messages before it have been
     /// answered that no Sync ends. If one of them fails, the server skips the query as well.
-    Query(u32),
-    /// For a Sync.
-    Sync,
-    /// For nothing: the client ended its COPY data before it heard that the COPY has begun. The Syncs
-    /// behind this count.
-    CopyEnd,
+    Query { before: u32, command: u64 },
+    /// For a Sync, behind this command.
+    Sync { command: u64 },
+    /// For nothing: the client ended COPY data before it heard that the COPY of this command has begun. If
+    /// it does, the Syncs behind this count.
+    CopyEnd { command: u64 },
+}
+
+impl Owed {
+    const fn command(self) -> u64 {
+        match self {
+            Owed::Query { command, .. } | Owed::Sync { command } | Owed::CopyEnd { command } => command,
+        }
+    }
+
+    const fn is_owed(self) -> bool {
+        !matches!(self, Owed::CopyEnd { .. })
+    }
 }
 
 /// The state of one server connection, as its frames tell it.
@@ -53,8 +65,10 @@ pub struct Pulse {
     tx: Tx,
     /// The server takes COPY data from the client.
     copy_in: bool,
-    /// It took some, and has told an error: the end of the data, if it still comes, ends nothing.
-    copy_failed: bool,
+    /// Commands that may begin a COPY, sent so far: Execute, Query, FunctionCall.
+    commands: u64,
+    /// Those of them that have been answered, or skipped.
+    done: u64,
     /// Extended-protocol messages have been sent since the last Sync that counted.
     unsynced: bool,
     /// Replies due to those messages.
@@ -80,8 +94,8 @@ impl Pulse {
             // The server skips these as well.
             b'Q' | b'F' if self.skipping => {}
             b'Q' | b'F' => {
-                self.owed.push_back(Owed::Query(self.replies_due));
-                self.copy_failed = false;
+                self.commands += 1;
+                self.owed.push_back(Owed::Query { before: self.replies_due, command: self.commands });
                 // Its ReadyForQuery ends the batch before it as a Sync would.
                 self.unsynced = false;
                 self.replies_due = 0;
@@ -90,7 +104,7 @@ impl Pulse {
             b'S' | b'H' if self.copy_in => {}
             b'H' => self.flushed = true,
             b'S' => {
-                self.owed.push_back(Owed::Sync);
+                self.owed.push_back(Owed::Sync { command: self.commands });
                 self.unsynced = false;
                 self.skipping = false;
                 self.replies_due = 0;
@@ -98,25 +112,25 @@ impl Pulse {
             b'P' | b'B' | b'C' | b'D' | b'E' => {
                 self.unsynced = true;
                 self.flushed = false;
-                self.copy_failed &= tag != b'E';
+                self.commands += u64::from(tag == b'E');
                 if !self.skipping {
                     self.replies_due = self.replies_due.saturating_add(1);
                 }
             }
             b'c' | b'f' if self.copy_in => self.copy_in = false,
-            b'c' | b'f' if !self.copy_failed && (self.unsynced || self.owes()) => {
-                self.owed.push_back(Owed::CopyEnd);
+            b'c' | b'f' if self.done < self.commands => {
+                self.owed.push_back(Owed::CopyEnd { command: self.commands });
             }
             _ => {}
         }
     }
 
     fn owes(&self) -> bool {
-        self.owed.iter().any(|owed| *owed != Owed::CopyEnd)
+        self.owed.iter().any(|owed| owed.is_owed())
     }
 
     fn next_owed(&mut self) -> Option<&mut Owed> {
-        self.owed.iter_mut().find(|owed| **owed != Owed::CopyEnd)
+        self.owed.iter_mut().find(|owed| owed.is_owed())
     }
 
     /// The server sent a frame with this tag; `first` is the first byte of its body.
@@ -125,7 +139,6 @@ impl Pulse {
             b'Z' => self.ready(first),
             b'G' => self.copy_in_begins(),
             b'E' => {
-                self.copy_failed |= self.copy_in;
                 self.copy_in = false;
                 self.skip_queries();
                 if !self.owes() && self.unsynced {
@@ -135,11 +148,23 @@ impl Pulse {
                 }
             }
             // Replies that end one extended-protocol message, if no earlier Sync or Query is due.
-            b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' => match self.next_owed() {
-                None => self.replies_due = self.replies_due.saturating_sub(1),
-                Some(Owed::Query(before)) => *before = before.saturating_sub(1),
-                Some(Owed::Sync | Owed::CopyEnd) => {}
-            },
+            b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' => {
+                let executed = match self.next_owed() {
+                    None => {
+                        self.replies_due = self.replies_due.saturating_sub(1);
+                        true
+                    }
+                    Some(Owed::Query { before: 0, .. }) => false,
+                    Some(Owed::Query { before, .. }) => {
+                        *before -= 1;
+                        true
+                    }
+                    Some(Owed::Sync { .. } | Owed::CopyEnd { .. }) => true,
+                };
+                if executed && matches!(tag, b'C' | b'I' | b's') {
+                    self.done = (self.done + 1).min(self.commands);
+                }
+            }
             _ => {}
         }
     }
@@ -147,25 +172,28 @@ impl Pulse {
     /// An error came. If it is that of an extended-protocol message with queries sent behind it, the
     /// server skips them, up to the next Sync.
     fn skip_queries(&mut self) {
-        if matches!(self.next_owed(), Some(Owed::Query(1..))) {
-            let sync = self.owed.iter().position(|owed| *owed == Owed::Sync);
+        if matches!(self.next_owed(), Some(Owed::Query { before: 1.., .. })) {
+            let sync = self.owed.iter().position(|owed| matches!(owed, Owed::Sync { .. }));
             self.owed.drain(..sync.unwrap_or(self.owed.len()));
             self.unsynced |= sync.is_none();
         }
     }
 
     fn ready(&mut self, status: Option<u8>) {
-        while self.owed.front() == Some(&Owed::CopyEnd) {
-            self.owed.pop_front();
-        }
-        if self.owed.pop_front().is_none() {
+        let next = self.owed.iter().position(|owed| owed.is_owed());
+        let answered = self.owed.drain(..next.map_or(self.owed.len(), |next| next + 1)).next_back();
+        if let (Some(_), Some(answered)) = (next, answered) {
+            self.done = self.done.max(answered.command());
+        } else {
+            self.done = self.commands;
             // The answer to a Sync that we took for one in COPY-in: it crossed with the server's
             // error, and counted after all.
             self.unsynced = false;
             self.skipping = false;
             self.replies_due = 0;
         }
-        (self.copy_in, self.copy_failed) = (false, false);
+        self.forget_copy_ends();
+        self.copy_in = false;
         self.tx = match status {
             Some(b'T') => Tx::InBlock,
             Some(b'E') => Tx::Failed,
@@ -176,18 +204,27 @@ impl Pulse {
     /// Syncs that were sent between the command that began the COPY and the end of its data are ignored
     /// by the server.
     fn copy_in_begins(&mut self) {
-        let began_by_query = self.next_owed() == Some(&mut Owed::Query(0));
-        let end = self.owed.iter().position(|owed| *owed == Owed::CopyEnd);
+        self.forget_copy_ends();
+        let began_by_query = matches!(self.next_owed(), Some(Owed::Query { before: 0, .. }));
+        let command = self.done + 1;
+        let end = self.owed.iter().position(|owed| *owed == Owed::CopyEnd { command });
         self.copy_in = end.is_none();
         let behind = self.owed.split_off(end.unwrap_or(self.owed.len()));
         let before = self.owed.len();
-        self.owed.retain(|owed| *owed != Owed::Sync);
+        self.owed.retain(|owed| !matches!(owed, Owed::Sync { .. }));
         let ignored = self.owed.len() < before;
         self.owed.extend(behind.into_iter().skip(1));
-        if ignored && !began_by_query && !self.owed.contains(&Owed::Sync) {
+        let synced = self.owed.iter().any(|owed| matches!(owed, Owed::Sync { .. }));
+        if ignored && !began_by_query && !synced {
             self.unsynced = true;
             self.replies_due = self.replies_due.max(1);
         }
+    }
+
+    /// Ends of data that were sent behind commands which are over: no COPY began, or it had failed.
+    fn forget_copy_ends(&mut self) {
+        let done = self.done;
+        self.owed.retain(|owed| owed.is_owed() || owed.command() > done);
     }
 
     /// The connection's state in one word.

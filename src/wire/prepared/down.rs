@@ -6,7 +6,7 @@ use super::shelf::NOBODY;
 use super::statement::Statement;
 use super::{Change, Copy, Course, Prepared, text};
 use crate::wire::frame::Frame;
-use crate::wire::pin::Pin;
+use crate::wire::pin::{Pin, Pins};
 
 /// What becomes of a frame of the server's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,13 +89,16 @@ impl Prepared {
             }
             b'G' => {
                 self.due.head_for(frame.tag);
-                self.due.copy_begins();
-                self.copy = Copy::Taking;
+                // The end of the data may have been sent before anybody has heard that it is taken.
+                if !self.due.copy_begins() {
+                    self.copy = Copy::Taking;
+                }
                 Down::Pass
             }
             tag => {
                 self.reading.fate = Fate::of(self.due.head_for(tag));
                 if tag == b'C' {
+                    self.due.copy_ends();
                     self.completed(frame.body, names);
                 }
                 self.reading.read(frame.body)
@@ -121,6 +124,15 @@ impl Prepared {
     /// The server has done it.
     fn done(&mut self, due: Due, names: &mut Names) {
         match due.what {
+            // A name that we took for one that exists, so it should have failed: what is known of this
+            // connection is wrong. The client keeps it, and the statement that it has made.
+            What::Parse => {
+                if let Some((name, number)) = due.name {
+                    self.shelf.clear();
+                    names.put(name, Held::Here(number, Pins::default()));
+                    self.pins.add(Pin::PreparedStatement);
+                }
+            }
             What::Make => {
                 if let Some(Change::Make(name, number, pins)) = self.take_change() {
                     names.put(name, Held::Here(number, pins));

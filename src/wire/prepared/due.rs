@@ -203,9 +203,23 @@ impl Queue {
 
     /// The server takes COPY data: Syncs between the command that began it and the end of the data, or
     /// the message that is out of place there, are ignored.
-    pub fn copy_begins(&mut self) {
+    /// Whether the end of the data has been sent already.
+    pub fn copy_begins(&mut self) -> bool {
         self.head();
         while matches!(self.all.get(1), Some(Due { what: What::Sync, .. })) {
+            self.all.remove(1);
+        }
+        if !matches!(self.all.get(1), Some(Due { what: What::CopyEnd, .. })) {
+            return false;
+        }
+        self.all.remove(1);
+        true
+    }
+
+    /// A command is complete: if it took COPY data, the Syncs in them were ignored.
+    pub fn copy_ends(&mut self) {
+        self.head();
+        while matches!(self.all.get(1), Some(Due { what: What::MaybeSync, .. })) {
             self.all.remove(1);
         }
     }

@@ -33,7 +33,6 @@ use shelf::{Number, Shelf};
 
 pub use down::Down;
 pub use names::Names;
-pub use statement::Library;
 pub use up::Up;
 
 /// One server connection's prepared statements, and what is due on it.
@@ -236,10 +235,8 @@ impl Prepared {
             What::ParseUnnamed => {
                 // Its text was taken for the client's; what the client has is not known any more.
                 names.unnamed.forget();
-                if names.unnamed.place != Place::Here {
-                    // A later Parse of it that is on its way is told apart from none: it fails, safely.
-                    names.unnamed.place = Place::Elsewhere;
-                }
+                // A later Parse of it that is on its way is not told apart from none: it fails, safely.
+                names.unnamed.place = Place::Elsewhere;
             }
             _ => {}
         }

@@ -10,7 +10,9 @@ use crate::wire::pin::Pins;
 /// A client's prepared statements by the names it gave them, and its unnamed one.
 #[derive(Debug, Default)]
 pub struct Names {
-    library: Arc<Library>,
+    /// This client's alone: the server reads a text by the settings of the moment (its literals by TimeZone
+    /// and DateStyle, for one), so the same text is not the same statement for a client with others.
+    library: Library,
     named: HashMap<Arc<[u8]>, Held>,
     /// Bytes of the statements that can be made anywhere, shared or not.
     kept: usize,
@@ -72,11 +74,6 @@ impl Names {
     const MOST: usize = 10_000;
     /// So do statements beyond this many bytes in all.
     const MOST_BYTES: usize = 16 * 1024 * 1024;
-
-    /// A client that has prepared nothing.
-    pub fn new(library: Arc<Library>) -> Self {
-        Self { library, ..Self::default() }
-    }
 
     /// The client gets a connection that others have had since.
     pub fn arrive(&mut self) {
