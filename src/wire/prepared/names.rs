@@ -105,7 +105,7 @@ impl Names {
     }
 
     /// The one copy of a statement.
-    pub fn shared(&self, statement: Statement) -> Arc<Statement> {
+    pub fn shared(&mut self, statement: Statement) -> Arc<Statement> {
         self.library.shared(statement)
     }
 

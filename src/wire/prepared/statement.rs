@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::wire::pin::Pins;
 
@@ -50,14 +50,11 @@ fn columns(body: &[u8]) -> Option<Vec<u8>> {
     Some(kept)
 }
 
-/// One copy of each statement, however many clients and connections have it.
+/// One copy of each statement of a client, however many names and connections have it.
 ///
-/// It keeps none alive: a statement goes when the last client and the last connection that have it do.
+/// It keeps none alive: a statement goes when the last name and the last connection that have it do.
 #[derive(Debug, Default)]
-pub struct Library(Mutex<Index>);
-
-#[derive(Debug, Default)]
-struct Index {
+pub struct Library {
     known: HashMap<u64, Weak<Statement>>,
     /// At this many entries those of statements that have gone are dropped.
     sweep_at: usize,
@@ -67,21 +64,20 @@ impl Library {
     const SWEEP_FROM: usize = 256;
 
     /// The one copy of this statement.
-    pub fn shared(&self, statement: Statement) -> Arc<Statement> {
+    pub fn shared(&mut self, statement: Statement) -> Arc<Statement> {
         let mut hasher = DefaultHasher::new();
         statement.hash(&mut hasher);
         let key = hasher.finish();
-        let mut index = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = index.known.get(&key).and_then(Weak::upgrade) {
+        if let Some(known) = self.known.get(&key).and_then(Weak::upgrade) {
             // Of two with the same hash the second is not shared, which does no harm.
             return if *known == statement { known } else { Arc::new(statement) };
         }
-        if index.known.len() >= index.sweep_at {
-            index.known.retain(|_, known| known.strong_count() > 0);
-            index.sweep_at = (2 * index.known.len()).max(Self::SWEEP_FROM);
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(|_, known| known.strong_count() > 0);
+            self.sweep_at = (2 * self.known.len()).max(Self::SWEEP_FROM);
         }
         let shared = Arc::new(statement);
-        index.known.insert(key, Arc::downgrade(&shared));
+        self.known.insert(key, Arc::downgrade(&shared));
         shared
     }
 }
@@ -101,16 +97,15 @@ mod tests {
 
     #[test]
     fn the_same_statement_is_kept_once_and_goes_with_its_last_user() {
-        let library = Library::default();
+        let mut library = Library::default();
         let one = library.shared(statement("select 1\0"));
         assert!(Arc::ptr_eq(&one, &library.shared(statement("select 1\0"))));
         assert!(!Arc::ptr_eq(&one, &library.shared(statement("select 2\0"))));
         for n in 0..10 * Library::SWEEP_FROM {
             library.shared(statement(&n.to_string()));
         }
-        let index = library.0.lock().unwrap();
-        assert!(index.known.len() <= Library::SWEEP_FROM, "{}", index.known.len());
-        assert!(index.known.values().any(|known| known.ptr_eq(&Arc::downgrade(&one))));
+        assert!(library.known.len() <= Library::SWEEP_FROM, "{}", library.known.len());
+        assert!(library.known.values().any(|known| known.ptr_eq(&Arc::downgrade(&one))));
     }
 
     #[test]
