@@ -33,6 +33,9 @@ pub enum Command {
     Check(CheckArgs),
     /// Ask a running pgleash whether it is well: exit code 0 if so
     Healthcheck(HealthcheckArgs),
+    /// Send each receiver of notifications a test message
+    #[command(after_long_help = show::help())]
+    TestNotification(ConfigArgs),
     /// Play an incident on a real PostgreSQL, without and with the watchdog, and compare
     Drill(pgleash::drill::Args),
 }

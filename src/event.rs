@@ -188,6 +188,32 @@ closed_set! {
     }
 }
 
+closed_set! {
+    /// Whom notifications go to.
+    Channel {
+        /// CloudEvents over HTTP, signed.
+        Webhook => "webhook",
+        /// An incoming webhook of Slack, or of what speaks the same.
+        Slack => "slack",
+        /// PagerDuty's Events API v2.
+        PagerDuty => "pagerduty",
+        /// Grafana's annotations.
+        Grafana => "grafana",
+    }
+}
+
+closed_set! {
+    /// What became of a notification.
+    Delivery {
+        /// The receiver has it.
+        Sent => "sent",
+        /// The receiver will not take it.
+        Refused => "refused",
+        /// It was given up: there was no room for it, or it could not be sent for too long.
+        Dropped => "dropped",
+    }
+}
+
 /// Who, how long, on which connection: common to all that is said of one checkout.
 #[derive(Clone, Debug, Serialize)]
 pub struct Evidence {
@@ -362,6 +388,24 @@ pub enum Event {
         what: Credential,
         detail: String,
     },
+    /// Counted, not logged.
+    Notified {
+        channel: Channel,
+        outcome: Delivery,
+    },
+    /// A receiver of notifications does not take them. Told once, until it does. `receiver` is without its secrets.
+    NotificationsFailing {
+        channel: Channel,
+        receiver: String,
+        detail: String,
+    },
+    /// It takes them again.
+    NotificationsRecovered {
+        channel: Channel,
+        failed_seconds: f64,
+    },
+    /// What `pgleash test-notification` sends; a running pgleash never says it.
+    TestNotification,
     /// A label value beyond the bound was counted as `other`.
     LabelFolded {
         label: &'static str,
@@ -372,15 +416,19 @@ impl Event {
     /// How bad it is.
     pub fn level(&self) -> Level {
         match self {
-            Event::CheckedOut { .. } | Event::CheckedIn { .. } | Event::LabelFolded { .. } => Level::Debug,
+            Event::CheckedOut { .. }
+            | Event::CheckedIn { .. }
+            | Event::Notified { .. }
+            | Event::LabelFolded { .. } => Level::Debug,
             Event::CheckoutTimeout { .. }
             | Event::UpstreamFailed { .. }
             | Event::CredentialsKept { .. }
             | Event::ReclaimRegretted { .. }
             | Event::ReloadRefused { .. } => Level::Error,
-            Event::LeakDetected { .. } | Event::ReclaimSuppressed { .. } | Event::ClientRefused { .. } => {
-                Level::Warn
-            }
+            Event::LeakDetected { .. }
+            | Event::ReclaimSuppressed { .. }
+            | Event::NotificationsFailing { .. }
+            | Event::ClientRefused { .. } => Level::Warn,
             Event::Reloaded { needs_restart, .. } if !needs_restart.is_empty() => Level::Warn,
             Event::Recycled { outcome, .. } if *outcome == RecycleOutcome::BackendLingers => Level::Error,
             Event::Started { .. }
@@ -397,6 +445,8 @@ impl Event {
             | Event::Resumed { .. }
             | Event::TookOver { .. }
             | Event::HandedOver { .. }
+            | Event::NotificationsRecovered { .. }
+            | Event::TestNotification
             | Event::Recycled { .. } => Level::Info,
         }
     }

@@ -27,6 +27,7 @@ pub mod janitor;
 pub mod judge;
 pub mod keeper;
 pub mod ledger;
+pub mod notify;
 pub mod opening;
 pub mod policy;
 pub mod pool;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Parser;
 use pgleash::config::{self, Loaded, Problems};
 use pgleash::healthcheck::{self, Question};
+use pgleash::notify::{self, Notifiers};
 use pgleash::sidecar;
 use pgleash::telemetry::{self, Telemetry};
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Check(args) => check(args),
         Command::Healthcheck(args) => healthcheck(args),
+        Command::TestNotification(args) => test_notification(args),
         Command::Drill(args) => drill(args),
     };
     match done {
@@ -45,7 +47,9 @@ fn run(args: ConfigArgs) -> Result<(), Failure> {
     let Loaded { config, .. } = config::load(&sources)?;
     let log = telemetry::open_log(&config.log.to_string()).map_err(Failure::of)?;
     let telemetry = Arc::new(Telemetry::start(log).map_err(Failure::of)?);
+    let notifiers = Notifiers::start(&config.receivers, &telemetry).map_err(Failure::of)?;
     let served = runtime(config.workers)?.block_on(sidecar::run(config, sources, Arc::clone(&telemetry)));
+    notifiers.finish(LAST_WORDS);
     telemetry.flush(LAST_WORDS);
     served.map(drop).map_err(Failure::of)
 }
@@ -69,6 +73,33 @@ fn healthcheck(HealthcheckArgs { config, ready }: HealthcheckArgs) -> Result<(),
     let answer = healthcheck::ask(admin, question).map_err(Failure::Failed)?;
     tell(&format!("{answer}\n"));
     Ok(())
+}
+
+/// Sends each receiver a test message, and says what came of it.
+fn test_notification(args: ConfigArgs) -> Result<(), Failure> {
+    let Loaded { config, .. } = config::load(&args.into_sources())?;
+    let tested = notify::test(&config.receivers);
+    if tested.is_empty() {
+        let why =
+            "nobody is to be notified: set events.webhook, events.slack, events.pagerduty or events.grafana";
+        return Err(Failure::Failed(why.into()));
+    }
+    let mut failed = 0;
+    for (target, outcome) in tested {
+        let said = match outcome {
+            Ok(()) => "ok".to_owned(),
+            Err(why) => {
+                failed += 1;
+                format!("FAILED: {why}")
+            }
+        };
+        tell(&format!("{:<9}  {}  {said}\n", target.channel, target.shown()));
+    }
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(Failure::Failed(format!("receivers that did not take the test: {failed}")))
+    }
 }
 
 /// Plays the incident; a watchdog that missed a leak or hit a healthy checkout has failed.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::door::{self, AuthMethod, DoorMode};
 use super::field::{Fault, Field, address, budget, listen, log_target, show_budget, show_duration};
-use super::{Token, Upstream};
+use super::{Config, Token, Upstream};
+use crate::event::Channel;
+use crate::notify::{Target, Template};
 use crate::policy::{Action, Policy, PoolMode};
 
 /// Every key, in the order in which they are shown.
@@ -336,6 +338,67 @@ pub const KEYS: &[Key] = &[
             show: |config| config.log.to_string(),
         },
     },
+    Key {
+        name: "events.webhook",
+        default: Some("off"),
+        doc: "Where every event but the coming and going of connections is posted as a CloudEvents 1.0 message, signed with the secret as Standard Webhooks has it.",
+        secret: true,
+        flag: None,
+        field: Field::Text {
+            form: "off, https://:secret@host/path, or file: and the path of a file that holds it",
+            set: |config, text| receiver(config, Channel::Webhook, text),
+            show: |config| show_receiver(config, Channel::Webhook),
+        },
+    },
+    Key {
+        name: "events.slack",
+        default: Some("off"),
+        doc: "An incoming webhook of Slack, which is told when an incident begins and when it is over.",
+        secret: true,
+        flag: None,
+        field: Field::Text {
+            form: "off, https://hooks.slack.com/services/..., or file: and the path of a file that holds it",
+            set: |config, text| receiver(config, Channel::Slack, text),
+            show: |config| show_receiver(config, Channel::Slack),
+        },
+    },
+    Key {
+        name: "events.pagerduty",
+        default: Some("off"),
+        doc: "The integration key of an Events API v2 integration of PagerDuty: incidents are triggered and resolved. With a host it goes there.",
+        secret: true,
+        flag: None,
+        field: Field::Text {
+            form: "off, the key, https://key@events.eu.pagerduty.com, or file: and the path of a file that holds it",
+            set: |config, text| receiver(config, Channel::PagerDuty, text),
+            show: |config| show_receiver(config, Channel::PagerDuty),
+        },
+    },
+    Key {
+        name: "events.grafana",
+        default: Some("off"),
+        doc: "A Grafana whose boards get an annotation for each incident, by a service account that may create annotations.",
+        secret: true,
+        flag: None,
+        field: Field::Text {
+            form: "off, https://:token@host, or file: and the path of a file that holds it",
+            set: |config, text| receiver(config, Channel::Grafana, text),
+            show: |config| show_receiver(config, Channel::Grafana),
+        },
+    },
+    Key {
+        name: "events.template",
+        default: Some(Template::DEFAULT),
+        doc: "The words for Slack, PagerDuty and Grafana, in Jinja's syntax. At hand are instance, status, severity, \
+              what, pool, app, count and summary.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "up to 4096 bytes",
+            set: |config, text| Template::parse(text).map(|value| config.receivers.template = value),
+            show: |config| config.receivers.template.to_string(),
+        },
+    },
 ];
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -347,6 +410,14 @@ const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
 /// What stands for none.
 const OFF: &str = "off";
+
+fn receiver(config: &mut Config, channel: Channel, text: &str) -> Result<(), Fault> {
+    optional(text, |text| Target::parse(channel, text)).map(|target| config.receivers.set(channel, target))
+}
+
+fn show_receiver(config: &Config, channel: Channel) -> String {
+    config.receivers.of(channel).map_or_else(|| OFF.to_owned(), Target::shown)
+}
 
 fn optional<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Result<Option<T>, Fault> {
     if text == OFF { Ok(None) } else { parse(text).map(Some) }

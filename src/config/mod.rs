@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use tokio_postgres::config::Host;
 
+use crate::notify::Receivers;
 use crate::policy::Policy;
 
 pub use crate::tls::{TlsMode, UpstreamTls};
@@ -62,6 +63,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// `events.log`: where event lines go.
     pub log: LogTarget,
+    /// `events`: who is told, and in which words.
+    pub receivers: Receivers,
 }
 
 impl Config {
@@ -81,6 +84,7 @@ impl Config {
             workers: 1,
             drain_timeout: Duration::from_secs(30),
             log: LogTarget::Stdout,
+            receivers: Receivers::default(),
         }
     }
 }

@@ -60,6 +60,9 @@ impl Key {
         match self.name {
             "upstream.url" => one.upstream != other.upstream,
             "control_token" => one.control_token != other.control_token,
+            "events.webhook" | "events.slack" | "events.pagerduty" | "events.grafana" => {
+                one.receivers != other.receivers
+            }
             _ => self.field.show(one) != self.field.show(other),
         }
     }

@@ -197,7 +197,8 @@ budget = "25%"
 
 [events]
 log = ["stdout"]
-webhook = "https://hooks.example/secret"
+webhook = "https://hooks.example/hush"
+web_hook = "https://hooks.example/hush"
 
 [pol]
 size = 3
@@ -215,7 +216,7 @@ size = 3
             ..Sources::default()
         },
     );
-    assert!(!report.contains("hunter2") && !report.contains("secret"), "no secret is shown:\n{report}");
+    assert!(!report.contains("hunter2") && !report.contains("hush"), "no secret is shown:\n{report}");
     insta::assert_snapshot!(report);
 }
 

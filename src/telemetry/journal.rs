@@ -65,6 +65,13 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    fn latest_after(&self, after: u64) -> Vec<Arc<Record>> {
+        let skip = self.records.len().saturating_sub(LATEST);
+        self.records.iter().skip(skip).filter(|record| record.seq > after).cloned().collect()
+    }
+}
+
 impl Journal {
     /// An empty journal; `dropped` counts lines that did not reach the log.
     pub(super) fn new(dropped: Counter) -> Self {
@@ -96,14 +103,20 @@ impl Journal {
             state.records.pop_front();
         }
         drop(state);
-        self.grew.notify_one();
+        self.grew.notify_all();
     }
 
     /// The latest records with a `seq` above `after`, oldest first.
     pub(super) fn latest_after(&self, after: u64) -> Vec<Arc<Record>> {
+        self.lock().latest_after(after)
+    }
+
+    /// The same; while there is none it waits, at most `within`.
+    pub(super) fn await_after(&self, after: u64, within: Duration) -> Vec<Arc<Record>> {
         let state = self.lock();
-        let skip = state.records.len().saturating_sub(LATEST);
-        state.records.iter().skip(skip).filter(|record| record.seq > after).cloned().collect()
+        let nothing = |state: &mut State| state.newest <= after && !state.closed;
+        let waited = self.grew.wait_timeout_while(state, within, nothing);
+        waited.unwrap_or_else(PoisonError::into_inner).0.latest_after(after)
     }
 
     /// `seq` of the newest record; 0 before the first.
@@ -122,7 +135,7 @@ impl Journal {
     /// Lets the writer end once it has written what is left.
     pub(super) fn close(&self) {
         self.lock().closed = true;
-        self.grew.notify_one();
+        self.grew.notify_all();
     }
 
     /// Waits for records and moves some into `batch`; false when closed and nothing is left.

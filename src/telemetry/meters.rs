@@ -17,7 +17,8 @@ use prometheus::{Histogram, HistogramOpts, HistogramVec};
 
 use super::labels::{OTHER, POOLS_MAX, pool_label};
 use crate::event::{
-    CloseReason, Event, Reason, RecycleAction, RecycleOutcome, Refusal, Resolution, Suppression,
+    Channel, CloseReason, Delivery, Event, Reason, RecycleAction, RecycleOutcome, Refusal, Resolution,
+    Suppression,
 };
 use crate::ids::PoolKey;
 
@@ -33,10 +34,11 @@ const RECYCLES: &str = "pgleash_recycles_total";
 const SUPPRESSED: &str = "pgleash_recycles_suppressed_total";
 const REGRETTED: &str = "pgleash_recycles_regretted_total";
 const REFUSED: &str = "pgleash_clients_refused_total";
+const NOTIFICATIONS: &str = "pgleash_notifications_total";
 const FOLDED: &str = "pgleash_label_values_folded_total";
 const DROPPED: &str = "pgleash_log_lines_dropped_total";
 
-const COUNTERS: [(&str, &str); 14] = [
+const COUNTERS: [(&str, &str); 15] = [
     (CHECKOUTS, "Checkouts that began: a client was lent a server connection."),
     (CHECKINS, "Checkouts that ended: a server connection was given back, taken back or lost."),
     (TIMEOUTS, "Clients that waited pool.wait_timeout for a server connection in vain and were told 53300."),
@@ -55,6 +57,7 @@ const COUNTERS: [(&str, &str); 14] = [
     (SUPPRESSED, "Suspects that were due and were left alone, by reason."),
     (REGRETTED, "Holders that came back after their connection was taken: the reclaim was wrong."),
     (REFUSED, "Clients turned away or cut off, by reason."),
+    (NOTIFICATIONS, "Notifications to receivers elsewhere, by channel and by what became of them."),
     (
         FOLDED,
         "Label values beyond the bound that were shown as other: a pool once when it opens, an app at each scrape.",
@@ -79,6 +82,8 @@ pub(super) struct Meters {
     durations: Durations,
     pools: Pools,
     refused: Vec<Counter>,
+    /// By [`Channel`], then by [`Delivery`].
+    notifications: Vec<Vec<Counter>>,
     folded_pools: Counter,
     folded_apps: Counter,
     dropped: Counter,
@@ -88,21 +93,25 @@ impl Meters {
     /// All families are described; those without a `pool` label stand at 0.
     pub(super) fn new() -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
-        let (refused, folded_pools, folded_apps, dropped) = with_local_recorder(&recorder, || {
-            for (name, help) in COUNTERS {
-                metrics::describe_counter!(name, help);
-            }
-            let refused =
-                Refusal::ALL.iter().map(|reason| counter!(REFUSED, "reason" => reason.as_str())).collect();
-            (
-                refused,
-                counter!(FOLDED, "label" => "pool"),
-                counter!(FOLDED, "label" => "app"),
-                counter!(DROPPED),
-            )
-        });
+        let (refused, notifications, folded_pools, folded_apps, dropped) =
+            with_local_recorder(&recorder, || {
+                for (name, help) in COUNTERS {
+                    metrics::describe_counter!(name, help);
+                }
+                let refused = Refusal::ALL
+                    .iter()
+                    .map(|reason| counter!(REFUSED, "reason" => reason.as_str()))
+                    .collect();
+                (
+                    refused,
+                    Channel::ALL.iter().map(|channel| deliveries(*channel)).collect(),
+                    counter!(FOLDED, "label" => "pool"),
+                    counter!(FOLDED, "label" => "app"),
+                    counter!(DROPPED),
+                )
+            });
         let (durations, pools) = (Durations::new(), Pools::new());
-        Self { recorder, durations, pools, refused, folded_pools, folded_apps, dropped }
+        Self { recorder, durations, pools, refused, notifications, folded_pools, folded_apps, dropped }
     }
 
     /// The counters, in the text format.
@@ -149,7 +158,10 @@ impl Meters {
             | Event::Paused { .. }
             | Event::Resumed { .. }
             | Event::TookOver { .. }
-            | Event::HandedOver { .. } => {}
+            | Event::HandedOver { .. }
+            | Event::NotificationsFailing { .. }
+            | Event::NotificationsRecovered { .. }
+            | Event::TestNotification => {}
             Event::PoolOpened { pool, .. } => {
                 if self.pool(pool).label == OTHER {
                     self.folded_pools.increment(1);
@@ -187,6 +199,9 @@ impl Meters {
             Event::ReclaimRegretted { pool, .. } => self.pool(pool).regretted.increment(1),
             Event::ClientRefused { reason, .. } => self.refused[*reason as usize].increment(1),
             Event::UpstreamFailed { pool, .. } => self.pool(pool).upstream_failures.increment(1),
+            Event::Notified { channel, outcome } => {
+                self.notifications[*channel as usize][*outcome as usize].increment(1);
+            }
             Event::LabelFolded { label } => self.folded(label, 1),
         }
     }
@@ -196,6 +211,12 @@ impl Meters {
             with_local_recorder(&self.recorder, || PoolMeters::register(label, &self.durations))
         })
     }
+}
+
+/// One counter for each thing that may become of a notification.
+fn deliveries(channel: Channel) -> Vec<Counter> {
+    let series = |outcome: &Delivery| counter!(NOTIFICATIONS, "channel" => channel.as_str(), "outcome" => outcome.as_str());
+    Delivery::ALL.iter().map(series).collect()
 }
 
 struct Durations {

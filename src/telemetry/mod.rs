@@ -83,6 +83,11 @@ impl Telemetry {
         self.journal.latest_after(after)
     }
 
+    /// As [`Telemetry::events_after`]; if there is none yet, blocks until there is, or `within` has passed.
+    pub fn await_events(&self, after: u64, within: Duration) -> Vec<Arc<Record>> {
+        self.journal.await_after(after, within)
+    }
+
     /// Sequence number of the newest logged event; 0 before the first.
     pub fn newest_event(&self) -> u64 {
         self.journal.newest()

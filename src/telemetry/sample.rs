@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use crate::event::{
-    CloseReason, Credential, Event, Evidence, Reason, RecycleAction, RecycleOutcome, Refusal, Resolution,
-    Suppression,
+    Channel, CloseReason, Credential, Delivery, Event, Evidence, Reason, RecycleAction, RecycleOutcome,
+    Refusal, Resolution, Suppression,
 };
 use crate::ids::{CheckoutId, ConnId, Holder, PoolKey, SessionId};
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, FlowState, Limits, PoolSnapshot, Snapshot};
@@ -85,6 +85,7 @@ pub fn events() -> Vec<Event> {
         Event::CredentialsReloaded { what: Credential::Users, detail: "12 users".to_owned() },
         kept(),
         Event::LabelFolded { label: "app" },
+        Event::Notified { channel: Channel::Slack, outcome: Delivery::Sent },
         Event::ConnectionClosed {
             pool,
             conn,
@@ -95,11 +96,21 @@ pub fn events() -> Vec<Event> {
         },
     ];
     events.extend(changes());
+    events.extend(notifications());
     events.extend([
         Event::Draining { clients: 31, limit_seconds: 30.0 },
         Event::Stopped { drained: true, clients_cut: 0 },
     ]);
     events
+}
+
+fn notifications() -> [Event; 3] {
+    let (channel, receiver) = (Channel::Slack, "https://hooks.slack.test/***".to_owned());
+    [
+        Event::NotificationsFailing { channel, receiver, detail: "HTTP status 503".to_owned() },
+        Event::NotificationsRecovered { channel, failed_seconds: 12.5 },
+        Event::TestNotification,
+    ]
 }
 
 fn suppressed(pool: &PoolKey) -> Event {

@@ -69,7 +69,7 @@ fn the_two_writers_of_the_page_share_no_family() {
         both.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(str::to_owned).collect();
     let distinct: BTreeSet<_> = all.iter().collect();
     assert_eq!(all.len(), distinct.len(), "a family is written twice:\n{all:#?}");
-    assert!(events.len() == 14 && all.len() > events.len() + 25, "{} and {}", events.len(), all.len());
+    assert!(events.len() == 15 && all.len() > events.len() + 25, "{} and {}", events.len(), all.len());
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn the_log_has_one_json_object_a_line() {
         !names.contains(&"checked_out") && !names.contains(&"label_folded"),
         "debug facts are only counted"
     );
-    assert_eq!((names.first(), names.last(), lines.len()), (Some(&"started"), Some(&"stopped"), 23));
+    assert_eq!((names.first(), names.last(), lines.len()), (Some(&"started"), Some(&"stopped"), 26));
 
     let detected = &lines[names.iter().position(|name| *name == "leak_detected").unwrap()];
     assert_eq!(detected["level"], "warn");
@@ -270,7 +270,7 @@ fn a_log_that_cannot_be_written_is_counted() {
     }
     assert!(telemetry.flush(SOON));
     let series = samples(&telemetry.render(&sample::incident()));
-    assert_eq!(series["pgleash_log_lines_dropped_total"], 23.0);
+    assert_eq!(series["pgleash_log_lines_dropped_total"], 26.0);
 }
 
 #[test]

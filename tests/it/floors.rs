@@ -41,6 +41,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("config", 4),
     ("drill", 4),
     ("healthcheck", 4),
+    ("notify", 4),
     ("sidecar", 4),
     ("tls", 4),
     ("cli", 5),

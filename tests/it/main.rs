@@ -17,6 +17,7 @@ mod handover;
 mod leaks;
 mod lifecycle;
 mod malformed;
+mod notify;
 mod outage;
 mod pooling;
 mod prepared;
