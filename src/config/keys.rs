@@ -341,7 +341,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "events.webhook",
         default: Some("off"),
-        doc: "Where every event but the coming and going of connections is posted as a CloudEvents 1.0 message, signed with the secret as Standard Webhooks has it.",
+        doc: "Where events, but not the coming and going of connections, are posted as a CloudEvents 1.0 message, signed with the secret as Standard Webhooks has it.",
         secret: true,
         flag: None,
         field: Field::Text {

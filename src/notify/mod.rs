@@ -249,12 +249,14 @@ impl Courier {
     }
 }
 
-/// Whether a webhook is told of it: not of the coming and going of connections, and not of notifications.
+/// Whether a webhook is told of it: not of the coming and going of connections and of those who are turned away,
+/// who could push out what matters, and not of notifications.
 fn is_news(event: &Event) -> bool {
     !matches!(
         event,
         Event::ConnectionOpened { .. }
             | Event::ConnectionClosed { .. }
+            | Event::ClientRefused { .. }
             | Event::NotificationsFailing { .. }
             | Event::NotificationsRecovered { .. }
     )

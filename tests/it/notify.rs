@@ -282,7 +282,13 @@ async fn a_test_says_which_receivers_take_it() {
     let run = move || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgleash"));
         command.args(["test-notification", "--upstream", "postgres://app@127.0.0.1:1/app"]);
-        command.current_dir(std::env::temp_dir());
+        let directory = tempfile::tempdir().unwrap();
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("PG") {
+                command.env_remove(name);
+            }
+        }
+        command.current_dir(directory.path());
         command.env("PGLEASH_EVENTS_SLACK", &slack_url).env("PGLEASH_EVENTS_PAGERDUTY", &pagerduty_url);
         let ran = command.output().unwrap();
         (ran.status.code(), String::from_utf8(ran.stdout).unwrap())
