@@ -33,6 +33,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Ask a running pgleash whether it is well: exit code 0 if so
     Healthcheck(HealthcheckArgs),
+    /// Watch a running pgleash in the terminal: pools, checkouts, why each is suspect and what happens next
+    Top(TopArgs),
     /// Send each receiver of notifications a test message
     #[command(after_long_help = show::help())]
     TestNotification(ConfigArgs),
@@ -81,6 +83,18 @@ pub struct CheckArgs {
     /// Print the effective value of every key and where it came from, and ask no server
     #[arg(long)]
     pub print: bool,
+}
+
+/// `pgleash top`.
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    /// Address of its admin API, such as http://10.0.0.5:9632; else that of the configuration
+    pub url: Option<String>,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print one screenful as text, and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// `pgleash healthcheck`.

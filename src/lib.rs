@@ -39,5 +39,6 @@ pub mod snapshot;
 pub mod switch;
 pub mod telemetry;
 pub mod tls;
+pub mod top;
 pub mod valve;
 pub mod wire;

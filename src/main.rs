@@ -14,8 +14,9 @@ use pgleash::healthcheck::{self, Question};
 use pgleash::notify::{self, Notifiers};
 use pgleash::sidecar;
 use pgleash::telemetry::{self, Telemetry};
+use pgleash::top;
 
-use cli::{CheckArgs, Cli, Command, ConfigArgs, HealthcheckArgs};
+use cli::{CheckArgs, Cli, Command, ConfigArgs, HealthcheckArgs, TopArgs};
 
 /// `EX_USAGE`: the command line or the configuration is wrong, and nothing was done.
 const BAD_CONFIGURATION: u8 = 64;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Check(args) => check(args),
         Command::Healthcheck(args) => healthcheck(args),
+        Command::Top(args) => top(args),
         Command::TestNotification(args) => test_notification(args),
         Command::Drill(args) => drill(args),
     };
@@ -73,6 +75,22 @@ fn healthcheck(HealthcheckArgs { config, ready }: HealthcheckArgs) -> Result<(),
     let answer = healthcheck::ask(admin, question).map_err(Failure::Failed)?;
     tell(&format!("{answer}\n"));
     Ok(())
+}
+
+/// Shows a running pgleash in the terminal.
+fn top(TopArgs { url, config, once }: TopArgs) -> Result<(), Failure> {
+    /// Of a screenful that nobody's terminal bounds.
+    const WIDTH: u16 = 200;
+    let base = match url {
+        Some(url) if url.contains("://") => url,
+        Some(address) => format!("http://{address}"),
+        None => format!("http://{}", config::load_admin(&config.into_sources())?),
+    };
+    if once {
+        tell(&top::once(&base, WIDTH).map_err(Failure::Failed)?);
+        return Ok(());
+    }
+    top::run(&base).map_err(Failure::of)
 }
 
 /// Sends each receiver a test message, and says what came of it.

@@ -44,6 +44,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("notify", 4),
     ("sidecar", 4),
     ("tls", 4),
+    ("top", 4),
     ("cli", 5),
     ("lib", 5),
     ("main", 5),

@@ -25,5 +25,6 @@ mod protocol;
 mod reload;
 mod support;
 mod tls;
+mod top;
 mod unix_socket;
 mod upstream_hosts;
