@@ -6,6 +6,7 @@
 //! be reclaimed: the word in which it was seen idle no longer stands.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::ids::Moment;
 
@@ -27,6 +28,29 @@ pub enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken;
 
+/// A pause: the client has the word, and nothing is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pause {
+    /// With a transaction open.
+    InTransaction,
+    /// Outside a transaction.
+    Held,
+}
+
+impl Pause {
+    /// Both kinds.
+    pub const ALL: [Pause; 2] = [Pause::InTransaction, Pause::Held];
+
+    /// What a holder in this phase is having; `None` if it does not pause.
+    pub const fn of(phase: Phase) -> Option<Pause> {
+        match phase {
+            Phase::Held => Some(Pause::Held),
+            Phase::InTransaction => Some(Pause::InTransaction),
+            Phase::InFlight | Phase::AwaitsClient => None,
+        }
+    }
+}
+
 /// One look at an [`Activity`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
@@ -43,6 +67,7 @@ impl Observed {
         self.word >> EPOCH_SHIFT
     }
 
+    /// What was seen of no holder in particular.
     #[cfg(test)]
     pub(crate) fn fake(phase: Phase, last_active: Moment) -> Self {
         Self { word: 0, phase, last_active }
@@ -65,6 +90,9 @@ pub struct Activity {
     asked: AtomicU64,
     /// The epoch at which the holder's task last looked and found nothing.
     answered: AtomicU64,
+    /// The longest pause of each kind that ended by the client's going on, in nanoseconds, since it was asked
+    /// for last; 0 if none did.
+    paused: [AtomicU64; Pause::ALL.len()],
 }
 
 impl Activity {
@@ -76,6 +104,9 @@ impl Activity {
     /// A checkout begins: something is about to be sent.
     pub fn begin(&self, now: Moment) {
         self.last_active.store(now.as_nanos(), Ordering::Relaxed);
+        for pause in &self.paused {
+            pause.store(0, Ordering::Relaxed);
+        }
         let epoch = (self.word.load(Ordering::Relaxed) >> EPOCH_SHIFT) + 1;
         self.word.store(epoch << EPOCH_SHIFT | (Phase::InFlight as u64) << PHASE_SHIFT, Ordering::Release);
     }
@@ -85,6 +116,11 @@ impl Activity {
     /// # Errors
     /// [`Taken`] if the connection was reclaimed: not one more byte may be forwarded.
     pub fn publish(&self, phase: Phase, now: Moment) -> Result<(), Taken> {
+        if let Some(pause) = Pause::of(phase_in(self.word.load(Ordering::Relaxed))) {
+            let since = Moment::from_nanos(self.last_active.load(Ordering::Relaxed));
+            let length = u64::try_from(now.since(since).as_nanos()).unwrap_or(u64::MAX).max(1);
+            self.paused[pause as usize].fetch_max(length, Ordering::Relaxed);
+        }
         // Before the word: who sees the new epoch must not see the old time with it.
         self.last_active.store(now.as_nanos(), Ordering::Release);
         self.swap(|word| ((word >> EPOCH_SHIFT) + 1) << EPOCH_SHIFT | (phase as u64) << PHASE_SHIFT)
@@ -107,13 +143,16 @@ impl Activity {
     pub fn observe(&self) -> Observed {
         let word = self.word.load(Ordering::Acquire);
         let last_active = Moment::from_nanos(self.last_active.load(Ordering::Acquire));
-        let phase = match (word & PHASE_MASK) >> PHASE_SHIFT {
-            0 => Phase::Held,
-            1 => Phase::InFlight,
-            2 => Phase::InTransaction,
-            _ => Phase::AwaitsClient,
-        };
-        Observed { word, phase, last_active }
+        Observed { word, phase: phase_in(word), last_active }
+    }
+
+    /// The longest pause of this kind that has ended since this was asked last in this checkout; `None` if
+    /// none did.
+    pub fn longest_pause(&self, pause: Pause) -> Option<Duration> {
+        let longest = &self.paused[pause as usize];
+        // A look that finds nothing writes nothing: there are many more looks than pauses.
+        let some = longest.load(Ordering::Relaxed) != 0;
+        some.then(|| Duration::from_nanos(longest.swap(0, Ordering::Relaxed)))
     }
 
     /// Asks the holder's task to look at its sockets again: what is published may be old, because the
@@ -156,6 +195,15 @@ impl Activity {
     }
 }
 
+const fn phase_in(word: u64) -> Phase {
+    match (word & PHASE_MASK) >> PHASE_SHIFT {
+        0 => Phase::Held,
+        1 => Phase::InFlight,
+        2 => Phase::InTransaction,
+        _ => Phase::AwaitsClient,
+    }
+}
+
 impl AsRef<Activity> for Activity {
     fn as_ref(&self) -> &Activity {
         self
@@ -189,6 +237,25 @@ mod tests {
         assert!(activity.take(activity.observe()));
         assert_eq!(activity.publish(Phase::InFlight, T2), Err(Taken));
         assert_eq!(activity.finish(), Err(Taken));
+    }
+
+    #[test]
+    fn a_pause_counts_when_the_client_goes_on_and_is_told_once() {
+        let second = |n| Moment::from_secs(n);
+        let activity = Activity::new();
+        activity.begin(second(0));
+        activity.publish(Phase::InTransaction, second(1)).unwrap();
+        assert_eq!(activity.longest_pause(Pause::InTransaction), None, "it is not over");
+        for (idle_until, next_idle) in [(4, 10), (11, 12)] {
+            activity.publish(Phase::InFlight, second(idle_until)).unwrap();
+            activity.publish(Phase::InTransaction, second(next_idle)).unwrap();
+        }
+        assert_eq!(activity.longest_pause(Pause::Held), None);
+        assert_eq!(activity.longest_pause(Pause::InTransaction), Some(Duration::from_secs(3)));
+        assert_eq!(activity.longest_pause(Pause::InTransaction), None);
+        activity.publish(Phase::InFlight, second(14)).unwrap();
+        activity.begin(second(20));
+        assert_eq!(activity.longest_pause(Pause::InTransaction), None, "of another checkout");
     }
 
     #[test]

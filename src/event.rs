@@ -155,6 +155,16 @@ closed_set! {
 }
 
 closed_set! {
+    /// What showed that a limit was too narrow.
+    Widening {
+        /// A suspect came home.
+        Returned => "returned",
+        /// The holder came back after its connection was taken.
+        Regretted => "regretted",
+    }
+}
+
+closed_set! {
     /// Why a client was turned away or cut off.
     Refusal {
         /// A malformed first packet or frame.
@@ -230,6 +240,29 @@ pub struct Evidence {
     pub idle_seconds: f64,
     /// The limit that was applied, in seconds; 0 where there is none.
     pub limit_seconds: f64,
+    /// What the application says that it is doing; `None` if it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<Arc<str>>,
+    /// On what the limit is founded; `None` if it is a configured one.
+    #[serde(flatten)]
+    pub grounds: Option<Grounds>,
+}
+
+/// Why a limit is lower than the configured one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Grounds {
+    /// Healthy pauses of this kind of work that were seen within the last hour.
+    pub pauses_seen: u64,
+    /// The longest of them, or of this checkout's own, in seconds.
+    pub worst_pause_seconds: f64,
+    /// Siblings whose pause began later and is over.
+    pub later_over: u64,
+    /// Siblings whose pause began later and is not over.
+    pub later_idle: u64,
+    /// The chance that a healthy pause outlasts so many later ones: `(idle + 1) / (over + idle + 1)`.
+    pub p_value: f64,
+    /// The configured limit, in seconds.
+    pub ceiling_seconds: f64,
 }
 
 /// One fact.
@@ -306,6 +339,18 @@ pub enum Event {
         resolution: Resolution,
         #[serde(flatten)]
         evidence: Evidence,
+    },
+    /// A checkout that was suspect by what was usual was none: what is usual now includes it. `limit` is
+    /// `idle_in_transaction` or `idle_session`.
+    LimitWidened {
+        pool: PoolKey,
+        app: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        route: Option<Arc<str>>,
+        limit: Reason,
+        because: Widening,
+        from_seconds: f64,
+        to_seconds: f64,
     },
     /// A suspect was due, and was left alone.
     ReclaimSuppressed {
@@ -438,6 +483,7 @@ impl Event {
             | Event::ConnectionOpened { .. }
             | Event::ConnectionClosed { .. }
             | Event::LeakResolved { .. }
+            | Event::LimitWidened { .. }
             | Event::CredentialsReloaded { .. }
             | Event::UpstreamRecovered { .. }
             | Event::Reloaded { .. }

@@ -1,15 +1,22 @@
 //! Evidence in, verdict out. Floor 1, pure.
 //!
-//! The limits are fixed in this version: idleness beyond half a limit makes a checkout suspect,
-//! beyond the whole limit it is due to be taken back. A statement in flight is never due.
+//! The configured limits are ceilings. Where it is known what is usual, a checkout is suspect once it has
+//! been idle for three times the longest healthy pause of its kind of work, if most of its later siblings have
+//! gone on meanwhile; it is due then if the pool is short of connections, and in any case at the ceiling. Where too
+//! little is known, idleness beyond half the ceiling is suspect. A statement in flight is never due.
 
 use std::time::Duration;
 
-use crate::activity::{Observed, Phase};
-use crate::event::{Reason, Suppression};
+use crate::activity::{Observed, Pause, Phase};
+use crate::event::{Grounds, Reason};
+use crate::history::Habit;
 use crate::ids::Moment;
-use crate::policy::{Action, Policy};
+use crate::policy::{Allowance, Policy};
 use crate::wire::pin::Pin;
+
+mod words;
+
+pub use self::words::explain;
 
 /// The reasons this judge can give, in the order they are shown.
 pub const JUDGED: [Reason; 4] =
@@ -26,148 +33,153 @@ pub enum Stage {
     Due,
 }
 
+/// What the siblings did whose pause began later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turnover {
+    /// Went on.
+    pub over: u64,
+    /// Are still idle.
+    pub idle: u64,
+}
+
+impl Turnover {
+    /// The chance that a healthy pause outlasts so many later ones: of `over + idle + 1` pauses that are alike,
+    /// this one is among the `idle + 1` longest. It holds for any distribution.
+    #[allow(clippy::cast_precision_loss, reason = "counts are small")]
+    pub fn p_value(self) -> f64 {
+        (self.idle + 1) as f64 / (self.over + self.idle + 1) as f64
+    }
+}
+
+/// What there is to be known of a checkout.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// What its holder is doing.
+    pub seen: Observed,
+    /// Why its connection stays with its client between transactions.
+    pub pinned: Option<Pin>,
+    /// What it is granted.
+    pub allowance: Allowance,
+    /// What is usual for its kind of work.
+    pub habit: Habit,
+    /// The longest pause that it has ended itself.
+    pub own_worst: Duration,
+    /// What became of later pauses; need not be known before [`Case::asks_for_turnover`] says so.
+    pub turnover: Turnover,
+    /// The pool is short of connections.
+    pub pressed: bool,
+}
+
+impl Case {
+    fn ceiling(&self, policy: &Policy) -> Duration {
+        let usual = match self.seen.phase {
+            Phase::Held => policy.idle_session,
+            Phase::InFlight | Phase::InTransaction | Phase::AwaitsClient => policy.idle_in_transaction,
+        };
+        match self.allowance {
+            Allowance::AtLeast(granted) if self.seen.phase != Phase::AwaitsClient => usual.max(granted),
+            Allowance::AtLeast(_) | Allowance::Usual | Allowance::Always => usual,
+        }
+    }
+
+    /// The limit that follows from what is usual; `None` if too little is known, or nothing may be usual.
+    fn learned(&self, policy: &Policy) -> Option<Duration> {
+        let ceiling = self.ceiling(policy);
+        let learns = Pause::of(self.seen.phase).is_some() && policy.floor < ceiling && self.habit.is_warm();
+        let granted = match self.allowance {
+            Allowance::AtLeast(granted) => granted,
+            Allowance::Usual | Allowance::Always => Duration::ZERO,
+        };
+        let worst = self.habit.worst.max(self.own_worst);
+        let limit = || (worst * Policy::WORST_TIMES).max(policy.floor).max(granted).min(ceiling);
+        learns.then(limit)
+    }
+
+    fn is_excused(&self) -> bool {
+        match self.seen.phase {
+            Phase::InFlight | Phase::AwaitsClient => false,
+            Phase::Held if self.pinned.is_some_and(Pin::is_deliberate) => true,
+            Phase::Held | Phase::InTransaction => self.allowance == Allowance::Always,
+        }
+    }
+
+    /// Whether the verdict depends on what became of later pauses.
+    pub fn asks_for_turnover(&self, policy: &Policy, now: Moment) -> bool {
+        let idle = now.since(self.seen.last_active);
+        !self.is_excused() && self.learned(policy).is_some_and(|limit| idle >= limit)
+    }
+
+    fn grounds(&self, ceiling: Duration) -> Grounds {
+        Grounds {
+            pauses_seen: self.habit.pauses,
+            worst_pause_seconds: self.habit.worst.max(self.own_worst).as_secs_f64(),
+            later_over: self.turnover.over,
+            later_idle: self.turnover.idle,
+            p_value: self.turnover.p_value(),
+            ceiling_seconds: ceiling.as_secs_f64(),
+        }
+    }
+}
+
 /// The judgement on one checkout at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
     /// What it would be, or is, suspected of.
     pub reason: Reason,
     /// How far it has come.
     pub stage: Stage,
-    /// The limit that applies.
+    /// The limit that applies: what follows from what is usual, or else the ceiling.
     pub limit: Duration,
+    /// On what the limit is founded; `None` if it is the ceiling.
+    pub grounds: Option<Grounds>,
     /// When the stage changes if nobody moves; `None` if it will not.
     pub next: Option<Moment>,
 }
 
-/// Judges what was `seen` of a checkout. Never [`Stage::Due`] with work in flight.
-/// A connection that is `pinned` for a purpose is never suspect for being idle outside a transaction.
-pub fn judge(seen: Observed, pinned: Option<Pin>, policy: &Policy, now: Moment) -> Verdict {
-    let (reason, limit) = match seen.phase {
+/// Judges a checkout. Never [`Stage::Due`] with work in flight.
+/// A connection that is pinned for a purpose is never suspect for being idle outside a transaction.
+pub fn judge(case: &Case, policy: &Policy, now: Moment) -> Verdict {
+    let seen = case.seen;
+    let reason = match seen.phase {
         Phase::InFlight => return slow_statement(seen, policy, now),
-        Phase::InTransaction => (Reason::IdleInTransaction, policy.idle_in_transaction),
-        Phase::AwaitsClient => (Reason::ProtocolWedge, policy.idle_in_transaction),
-        Phase::Held if pinned.is_some_and(Pin::is_deliberate) => {
-            let (reason, limit) = (Reason::IdleSession, policy.idle_session);
-            return Verdict { reason, stage: Stage::Fine, limit, next: None };
-        }
-        Phase::Held => (Reason::IdleSession, policy.idle_session),
+        Phase::InTransaction => Reason::IdleInTransaction,
+        Phase::AwaitsClient => Reason::ProtocolWedge,
+        Phase::Held => Reason::IdleSession,
     };
-    let suspect_at = seen.last_active + limit.mul_f64(Policy::SUSPECT_SHARE);
-    let due_at = seen.last_active + limit;
+    let ceiling = case.ceiling(policy);
+    let learned = case.learned(policy);
+    let limit = learned.unwrap_or(ceiling);
+    let grounds = learned.map(|_| case.grounds(ceiling));
+    if case.is_excused() {
+        return Verdict { reason, stage: Stage::Fine, limit, grounds, next: None };
+    }
+    let half = ceiling.mul_f64(Policy::SUSPECT_SHARE);
+    let at = |idle: Duration| seen.last_active + idle;
+    let outlasts = learned.is_some() && case.turnover.p_value() <= Policy::TURNOVER_P;
+    let (suspect_at, due_at) = match learned {
+        // Siblings do not tell, or nobody waits for the connection: as if nothing were known.
+        Some(limit) if !outlasts => (at(limit.max(half)), at(ceiling)),
+        Some(limit) if !case.pressed => (at(limit), at(ceiling)),
+        Some(limit) => (at(limit), at(limit)),
+        None => (at(half), at(ceiling)),
+    };
     let (stage, next) = if now >= due_at {
         (Stage::Due, None)
     } else if now >= suspect_at {
         (Stage::Suspect, Some(due_at))
     } else {
-        (Stage::Fine, Some(suspect_at))
+        // Turnover is looked at from the limit on.
+        (Stage::Fine, Some(if now < at(limit) { at(limit).min(suspect_at) } else { suspect_at }))
     };
-    Verdict { reason, stage, limit, next }
+    Verdict { reason, stage, limit, grounds, next }
 }
 
 fn slow_statement(seen: Observed, policy: &Policy, now: Moment) -> Verdict {
     let limit = policy.slow_statement();
     let slow_at = seen.last_active + limit;
     let (stage, next) = if now >= slow_at { (Stage::Suspect, None) } else { (Stage::Fine, Some(slow_at)) };
-    Verdict { reason: Reason::SlowStatement, stage, limit, next }
-}
-
-/// Why a checkout is, or is not, suspect, and what happens next, in words for a person. `left_alone` is
-/// why nothing was done about it at the last look, if it was due then.
-pub fn explain(
-    seen: Observed,
-    verdict: Verdict,
-    pinned: Option<Pin>,
-    policy: &Policy,
-    left_alone: Option<Suppression>,
-    now: Moment,
-) -> (String, String) {
-    let idle = now.since(seen.last_active).as_secs_f64();
-    let limit = verdict.limit.as_secs_f64();
-    let what = match seen.phase {
-        Phase::InFlight => {
-            let next = match verdict.stage {
-                Stage::Fine => format!("reported as slow after {limit:.1} s"),
-                Stage::Suspect | Stage::Due => "nothing: a statement in flight is never reclaimed".to_owned(),
-            };
-            return (format!("statement in flight, {idle:.1} s since the last byte"), next);
-        }
-        Phase::Held if pinned.is_some_and(Pin::is_deliberate) => {
-            let purpose = pinned.map_or("", Pin::as_str);
-            return (format!("held for a reason: {purpose}, idle {idle:.1} s"), "nothing".to_owned());
-        }
-        Phase::InTransaction => "idle in transaction",
-        Phase::AwaitsClient => "server waits for the client in mid-protocol",
-        Phase::Held => "idle, connection held",
-    };
-    let next = match (verdict.stage, policy.action) {
-        (Stage::Fine, _) => format!("suspect in {:.1} s", (limit * Policy::SUSPECT_SHARE - idle).max(0.0)),
-        (Stage::Suspect, Action::Reclaim) => format!("reclaim in {:.1} s", (limit - idle).max(0.0)),
-        (Stage::Suspect, Action::Observe) => {
-            format!("would be reclaimed in {:.1} s, but the action is observe", (limit - idle).max(0.0))
-        }
-        (Stage::Due, Action::Reclaim) => due(left_alone).to_owned(),
-        (Stage::Due, Action::Observe) => "nothing: it is due, but the action is observe".to_owned(),
-    };
-    (format!("{what} {idle:.1} s of {limit:.1} s"), next)
-}
-
-const fn due(left_alone: Option<Suppression>) -> &'static str {
-    match left_alone {
-        None => "reclaim is due",
-        Some(Suppression::Observe) => "nothing: the action is observe",
-        Some(Suppression::Budget) => "reclaim is due, as soon as the budget allows it",
-        Some(Suppression::Moved) => "reclaim is due, unless the holder moves again",
-        Some(Suppression::Draining) => "nothing: pgleash is draining",
-        Some(Suppression::Unconfirmed) => "reclaim is due, once the server says that it waits for the client",
-    }
+    Verdict { reason: Reason::SlowStatement, stage, limit, grounds: None, next }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stage(phase: Phase, idle: u64) -> (Reason, Stage) {
-        let policy = Policy::default();
-        let seen = Observed::fake(phase, Moment::from_secs(100));
-        let verdict = judge(seen, None, &policy, Moment::from_secs(100 + idle));
-        (verdict.reason, verdict.stage)
-    }
-
-    #[test]
-    fn idleness_is_suspect_at_half_the_limit_and_due_at_the_limit() {
-        assert_eq!(stage(Phase::InTransaction, 14), (Reason::IdleInTransaction, Stage::Fine));
-        assert_eq!(stage(Phase::InTransaction, 15), (Reason::IdleInTransaction, Stage::Suspect));
-        assert_eq!(stage(Phase::InTransaction, 30), (Reason::IdleInTransaction, Stage::Due));
-        assert_eq!(stage(Phase::Held, 299), (Reason::IdleSession, Stage::Fine));
-        assert_eq!(stage(Phase::Held, 600), (Reason::IdleSession, Stage::Due));
-        assert_eq!(stage(Phase::AwaitsClient, 30), (Reason::ProtocolWedge, Stage::Due));
-    }
-
-    #[test]
-    fn a_statement_in_flight_is_reported_and_never_due() {
-        assert_eq!(stage(Phase::InFlight, 29), (Reason::SlowStatement, Stage::Fine));
-        assert_eq!(stage(Phase::InFlight, 30), (Reason::SlowStatement, Stage::Suspect));
-        assert_eq!(stage(Phase::InFlight, 1_000_000), (Reason::SlowStatement, Stage::Suspect));
-    }
-
-    #[test]
-    fn a_purpose_excuses_being_idle_but_not_an_open_transaction() {
-        let policy = Policy::default();
-        let at = |phase| {
-            let seen = Observed::fake(phase, Moment::START);
-            judge(seen, Some(Pin::Listen), &policy, Moment::from_secs(100_000)).stage
-        };
-        assert_eq!(at(Phase::Held), Stage::Fine);
-        assert_eq!(at(Phase::InTransaction), Stage::Due);
-    }
-
-    #[test]
-    fn the_next_look_is_when_the_stage_changes() {
-        let policy = Policy::default();
-        let seen = Observed::fake(Phase::InTransaction, Moment::from_secs(0));
-        let at = |now| judge(seen, None, &policy, Moment::from_secs(now)).next;
-        assert_eq!(at(1), Some(Moment::from_secs(15)));
-        assert_eq!(at(16), Some(Moment::from_secs(30)));
-        assert_eq!(at(31), None);
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@
 //!
 //! 0. [`ids`], [`policy`], [`event`], [`snapshot`], [`wire::frame`], [`wire::startup`], [`wire::vars`],
 //!    [`wire::pin`], [`wire::reply`]: names, limits, facts, bytes.
-//! 1. [`activity`], [`ledger`], [`judge`], [`forecast`], [`wire::pulse`]: every checkout and its one
+//! 1. [`activity`], [`history`], [`ledger`], [`judge`], [`forecast`], [`wire::pulse`]: every checkout and its one
 //!    state; evidence in, verdict out. No clock, no I/O, no async, no logging.
 //! 2. [`clock`], [`telemetry`]: the one clock; facts to counters and log lines, snapshots to gauges.
 //! 3. [`dial`], [`switch`], [`conn`], [`slots`], [`valve`], [`pool`], [`queue`], [`opening`], [`checkout`], [`janitor`], [`probe`], [`keeper`]: connections, their
@@ -22,6 +22,7 @@ pub mod drill;
 pub mod event;
 pub mod forecast;
 pub mod healthcheck;
+pub mod history;
 pub mod ids;
 pub mod janitor;
 pub mod judge;

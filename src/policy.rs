@@ -46,6 +46,18 @@ pub enum PoolMode {
     Session,
 }
 
+/// What a rule, or a word of the application's, grants a checkout beyond the limits on idleness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Allowance {
+    /// The limits apply.
+    #[default]
+    Usual,
+    /// It may be idle for so long at least.
+    AtLeast(Duration),
+    /// It is never suspect for being idle.
+    Always,
+}
+
 /// The limits that the pool and the judge work with. The configuration fills it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
@@ -55,6 +67,8 @@ pub struct Policy {
     pub idle_in_transaction: Duration,
     /// `leaks.idle_session`: a checkout idle outside a transaction for longer is taken back.
     pub idle_session: Duration,
+    /// `leaks.floor`: no checkout is suspect for being idle for less because of what is usual.
+    pub floor: Duration,
     /// `leaks.budget`.
     pub budget: Budget,
     /// `pool.mode`.
@@ -78,6 +92,7 @@ impl Default for Policy {
             action: Action::Reclaim,
             idle_in_transaction: Duration::from_secs(30),
             idle_session: Duration::from_secs(600),
+            floor: Duration::from_secs(5),
             budget: Budget { share: 0.25, per: Duration::from_secs(60) },
             mode: PoolMode::Transaction,
             size: 20,
@@ -93,8 +108,14 @@ impl Policy {
     pub const MAX_SIZE: usize = 10_000;
     /// How long a client waits out a pause at least; after it, its `wait_timeout` begins anew.
     pub const PAUSE_PATIENCE: Duration = Duration::from_secs(120);
-    /// A checkout is suspect once it has been idle for this share of its limit.
+    /// Where too little is known, a checkout is suspect once it has been idle for this share of its ceiling.
     pub const SUSPECT_SHARE: f64 = 0.5;
+    /// Where it is known what is usual, it is suspect after so many times the longest healthy pause.
+    pub const WORST_TIMES: u32 = 3;
+    /// And if a healthy pause would outlast so many later ones with this chance at most.
+    pub const TURNOVER_P: f64 = 0.05;
+    /// Utilization beyond this is pressure: a leaked connection is needed back now.
+    pub const PRESSURE: f64 = 0.8;
     /// How long a connection may take to roll back and reset before it is closed instead.
     pub const RESET_DEADLINE: Duration = Duration::from_secs(5);
     /// How long to wait for a cancelled statement of a dead client to end.

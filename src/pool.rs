@@ -21,7 +21,7 @@ use crate::checkout::{Checkout, Kit};
 use crate::clock;
 use crate::conn::{Leash, ServerConn, Tether};
 use crate::dial::Target;
-use crate::event::{CloseReason, Event, Sink};
+use crate::event::{CloseReason, Event, Evidence, Reason, Sink};
 use crate::ids::{CheckoutId, Holder, Moment, PoolKey};
 use crate::janitor::{self, Job};
 use crate::ledger::Ledger;
@@ -221,6 +221,15 @@ impl WatchedPool {
     /// Everything there is to show, now.
     pub fn snapshot(&self) -> PoolSnapshot {
         self.ledger().snapshot(&self.0.policy.load(), clock::now())
+    }
+
+    /// The holder spoke so long after its connection was taken for this reason: the reclaim was wrong, and is
+    /// learned from.
+    pub fn regretted(&self, reason: Reason, evidence: Evidence, after: Duration) {
+        let wider = self.ledger().regretted(&evidence, reason, after, clock::now());
+        let pool = self.0.key.clone();
+        self.0.sink.emit(Event::ReclaimRegretted { pool, evidence, after_seconds: after.as_secs_f64() });
+        wider.into_iter().for_each(|event| self.0.sink.emit(event));
     }
 
     /// Gives it the size that the policy says now. Nobody loses a connection by that: what is too much is

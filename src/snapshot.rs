@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::event::{Reason, closed_set};
+use crate::event::{Grounds, Reason, closed_set};
 use crate::ids::{CheckoutId, Holder, PoolKey};
 
 closed_set! {
@@ -152,6 +152,8 @@ pub struct CheckoutSnapshot {
     /// Who holds it.
     #[serde(flatten)]
     pub holder: std::sync::Arc<Holder>,
+    /// What the application says that it is doing; `null` if it does not say.
+    pub route: Option<std::sync::Arc<str>>,
     /// What its connection is doing.
     pub phase: ConnState,
     /// Seconds since the checkout began.
@@ -168,6 +170,11 @@ pub struct CheckoutSnapshot {
     pub connection_uses: u64,
     /// Why the connection is not given back between transactions; `null` if it is.
     pub pinned: Option<&'static str>,
+    /// How long it may be idle before it is suspect, seconds; its ceiling where it is not known what is usual.
+    pub limit_seconds: f64,
+    /// On what the limit is founded; absent if it is the ceiling.
+    #[serde(flatten)]
+    pub grounds: Option<Grounds>,
     /// Why it is suspect; `null` if it is not.
     pub suspect: Option<Reason>,
     /// Why it is, or is not, suspect, in words.

@@ -315,6 +315,16 @@ pub const KEYS: &[Key] = &[
         field: Field::Time { min: HUNDREDTH, max: MONTH, at: |config| &mut config.policy.idle_session },
     },
     Key {
+        name: "leaks.floor",
+        default: Some("5s"),
+        doc: "The limits above are ceilings. Where pgleash knows what is usual, a checkout is suspect after three times \
+              the longest healthy pause of its kind of work, but no sooner than this. As high as a ceiling, that \
+              ceiling alone counts.",
+        secret: false,
+        flag: None,
+        field: Field::Time { min: HUNDREDTH, max: MONTH, at: |config| &mut config.policy.floor },
+    },
+    Key {
         name: "leaks.budget",
         default: Some("25%/1m"),
         doc: "The most that may be taken from live holders: a share of the pool per time.",

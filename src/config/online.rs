@@ -18,6 +18,7 @@ const ONLINE: &[&str] = &[
     "leaks.action",
     "leaks.idle_in_transaction",
     "leaks.idle_session",
+    "leaks.floor",
     "leaks.budget",
 ];
 
@@ -98,6 +99,7 @@ mod tests {
             ("leaks.action", "observe"),
             ("leaks.idle_in_transaction", "7s"),
             ("leaks.idle_session", "7m"),
+            ("leaks.floor", "7s"),
             ("leaks.budget", "7%/1m"),
         ];
         assert_eq!(values.map(|(key, _)| key), ONLINE);

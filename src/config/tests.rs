@@ -74,6 +74,7 @@ fn every_key_reaches_its_place() {
         "leaks.action=observe",
         "leaks.idle_in_transaction=2s",
         "leaks.idle_session=3s",
+        "leaks.floor=1s",
         "leaks.budget=12.5%/30s",
         "events.log=/var/log/pgleash.jsonl",
     ])
@@ -107,6 +108,7 @@ fn every_key_reaches_its_place() {
             action: Action::Observe,
             idle_in_transaction: Duration::from_secs(2),
             idle_session: Duration::from_secs(3),
+            floor: Duration::from_secs(1),
             budget: Budget { share: 0.125, per: Duration::from_secs(30) },
             mode: PoolMode::Session,
             size: 7,

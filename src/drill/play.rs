@@ -110,6 +110,7 @@ fn keys(stage: &Stage, action: Action) -> Vec<(&'static str, String)> {
         ("LEAKS_ACTION", action_key(action).to_owned()),
         ("LEAKS_IDLE_IN_TRANSACTION", ms(limits.idle_in_transaction)),
         ("LEAKS_IDLE_SESSION", ms(limits.idle_session)),
+        ("LEAKS_FLOOR", ms(limits.floor)),
         ("LEAKS_BUDGET", format!("25%/{}", ms(limits.budget_window))),
         ("EVENTS_LOG", "stdout".to_owned()),
         ("DRAIN_TIMEOUT", "5s".to_owned()),

@@ -121,6 +121,8 @@ pub struct Limits {
     pub idle_in_transaction: Duration,
     /// 1 min in the scenario.
     pub idle_session: Duration,
+    /// `leaks.floor`.
+    pub floor: Duration,
     /// The window of the budget of 25 %; 1 min in the scenario.
     pub budget_window: Duration,
     /// Not compressed.
@@ -182,6 +184,7 @@ impl Scenario {
         Limits {
             idle_in_transaction: compressed(30.0),
             idle_session: compressed(60.0),
+            floor: compressed(5.0),
             budget_window: compressed(60.0),
             wait_timeout: Duration::from_secs(1),
         }

@@ -7,20 +7,25 @@
 mod peaks;
 mod show;
 mod sweep;
+mod taken;
+mod terms;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::activity::{Activity, Observed, Phase};
-use crate::event::{CloseReason, Event, Evidence, Reason, Resolution, Suppression};
+use crate::activity::{Activity, Observed, Pause};
+use crate::event::{CloseReason, Event, Grounds, Reason, Resolution, Suppression};
 use crate::forecast::Forecast;
+use crate::history::{GroupId, History};
 use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey};
-use crate::policy::Policy;
+use crate::policy::{Allowance, Policy};
 use crate::wire::pin::Pin;
 
 use self::peaks::Peaks;
 pub use self::sweep::{Due, Sweep};
+use self::taken::evidence;
+use self::terms::widened;
 
 /// Where a live server connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +62,7 @@ struct Conn {
 }
 
 /// How sure we are that a checkout leaked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Mark {
     /// Nothing is said against it.
     Held,
@@ -68,10 +73,18 @@ enum Mark {
 }
 
 /// What a checkout is suspected of, and the limit that it was measured by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Suspicion {
     reason: Reason,
     limit: Duration,
+    grounds: Option<Grounds>,
+}
+
+impl Suspicion {
+    /// By a limit that is configured, or by none.
+    const fn fixed(reason: Reason, limit: Duration) -> Self {
+        Self { reason, limit, grounds: None }
+    }
 }
 
 /// A checkout that is out. `L` is what the floor above needs to reach its holder.
@@ -83,6 +96,13 @@ struct Checkout<L> {
     started: Moment,
     waited: Duration,
     pinned: Option<Pin>,
+    /// What its application says that it is doing.
+    route: Option<Arc<str>>,
+    group: GroupId,
+    allowance: Allowance,
+    /// The longest pauses that it has ended, and until when they are known.
+    worst: [Duration; Pause::ALL.len()],
+    heard: Moment,
     mark: Mark,
     /// That it is overdue has been told.
     overdue: Option<Suspicion>,
@@ -105,6 +125,7 @@ pub struct Ledger<L> {
     ended: u64,
     peaks: Peaks,
     forecast: Forecast,
+    history: History,
 }
 
 impl<L: AsRef<Activity> + Clone> Ledger<L> {
@@ -124,6 +145,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             ended: 0,
             peaks: Peaks::default(),
             forecast: Forecast::new(),
+            history: History::new(),
         }
     }
 
@@ -204,6 +226,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     ) {
         self.started += 1;
         self.transition(conn, Place::Lent(id), now);
+        let group = self.history.began(&holder.app, None, now);
         let checkout = Checkout {
             holder,
             leash,
@@ -211,17 +234,15 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             started: now,
             waited,
             pinned: None,
+            route: None,
+            group,
+            allowance: Allowance::Usual,
+            worst: Default::default(),
+            heard: now,
             mark: Mark::Held,
             overdue: None,
         };
         self.checkouts.insert(id, checkout);
-    }
-
-    /// The checkout keeps its connection between transactions, for this reason.
-    pub fn pinned(&mut self, id: CheckoutId, reason: Pin) {
-        if let Some(checkout) = self.checkouts.get_mut(&id) {
-            checkout.pinned = Some(reason);
-        }
     }
 
     /// A checkout is over. The connection goes to `to`; a suspicion against it ends as `resolution`.
@@ -233,8 +254,14 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         resolution: Resolution,
         now: Moment,
     ) -> (Duration, Vec<Event>) {
-        let Some(checkout) = self.checkouts.remove(&id) else { return (Duration::ZERO, Vec::new()) };
+        let Some(mut checkout) = self.checkouts.remove(&id) else { return (Duration::ZERO, Vec::new()) };
         self.ended += 1;
+        checkout.tell_pauses(&mut self.history, now);
+        let held = now.since(checkout.started);
+        if resolution == Resolution::Returned {
+            self.history.held(checkout.group, held, now);
+        }
+        self.history.ended(checkout.group, now);
         let suspected = match checkout.mark {
             Mark::Held => None,
             // It moved since it was seen, before it left: the end of a checkout is one step by itself.
@@ -246,17 +273,20 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             Mark::Suspect { of, .. } => Some((of, resolution)),
             Mark::Reclaiming(of) => Some((of, Resolution::Reclaimed)),
         };
-        let overdue = checkout.overdue.map(|of| (of, resolution));
-        let resolved = suspected.into_iter().chain(overdue);
-        let told = resolved.map(|(Suspicion { reason, limit }, resolution)| Event::LeakResolved {
-            pool: self.pool.clone(),
-            reason,
-            resolution,
-            evidence: self.evidence(id, &checkout, limit, now),
-        });
-        let told = told.collect();
+        let mut told = Vec::new();
+        for (of, resolution) in suspected.into_iter().chain(checkout.overdue.map(|of| (of, resolution))) {
+            told.push(Event::LeakResolved {
+                pool: self.pool.clone(),
+                reason: of.reason,
+                resolution,
+                evidence: evidence(&self.conns, id, &checkout, &of, now),
+            });
+            if resolution == Resolution::Returned {
+                told.extend(widened(&self.pool, &self.history, &checkout, &of, now));
+            }
+        }
         self.transition(checkout.conn, to, now);
-        (now.since(checkout.started), told)
+        (held, told)
     }
 
     /// A recycled connection is ready to be lent again.
@@ -264,73 +294,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         self.transition(conn, Place::Idle, now);
     }
 
-    /// What is said of a checkout that is out; `None` if it is over.
-    pub fn evidence_of(&self, id: CheckoutId, limit: Duration, now: Moment) -> Option<Evidence> {
-        self.checkouts.get(&id).map(|checkout| self.evidence(id, checkout, limit, now))
-    }
-
-    fn evidence(&self, id: CheckoutId, checkout: &Checkout<L>, limit: Duration, now: Moment) -> Evidence {
-        Evidence {
-            checkout: id,
-            holder: Arc::clone(&checkout.holder),
-            backend_pid: self.conns.get(&checkout.conn).map_or(0, |conn| conn.backend_pid),
-            age_seconds: now.since(checkout.started).as_secs_f64(),
-            idle_seconds: now.since(checkout.leash.as_ref().observe().last_active).as_secs_f64(),
-            limit_seconds: limit.as_secs_f64(),
-        }
-    }
-
-    /// The suspect is due, and nothing is done about it for now.
-    pub fn left_alone(&mut self, id: CheckoutId, because: Suppression) {
-        if let Some(Checkout { mark: Mark::Suspect { left_alone, .. }, .. }) = self.checkouts.get_mut(&id) {
-            *left_alone = Some(because);
-        }
-    }
-
-    /// The holder has lost the connection (the compare-and-swap went through).
-    pub fn reclaiming(&mut self, id: CheckoutId) {
-        if let Some(checkout) = self.checkouts.get_mut(&id)
-            && let Mark::Suspect { of, .. } = checkout.mark
-        {
-            checkout.mark = Mark::Reclaiming(of);
-        }
-    }
-
-    /// The same because a person said so; what is to be told if nothing was said against it before.
-    pub fn reclaiming_by_hand(&mut self, id: CheckoutId, phase: Phase, now: Moment) -> Option<Event> {
-        let checkout = self.checkouts.get_mut(&id)?;
-        if checkout.mark != Mark::Held {
-            self.reclaiming(id);
-            return None;
-        }
-        let reason = match phase {
-            Phase::InTransaction => Reason::IdleInTransaction,
-            Phase::AwaitsClient => Reason::ProtocolWedge,
-            Phase::Held | Phase::InFlight => Reason::IdleSession,
-        };
-        checkout.mark = Mark::Reclaiming(Suspicion { reason, limit: Duration::ZERO });
-        let evidence = self.evidence_of(id, Duration::ZERO, now)?;
-        Some(Event::LeakDetected { pool: self.pool.clone(), reason, evidence })
-    }
-
-    /// How to reach the holder of a checkout, and the process id of its backend; `None` if it is over.
-    pub fn leash_of(&self, id: CheckoutId) -> Option<(L, i32)> {
-        let checkout = self.checkouts.get(&id)?;
-        Some((checkout.leash.clone(), self.conns.get(&checkout.conn)?.backend_pid))
-    }
-
     /// Checkouts that are out.
     pub fn held(&self) -> usize {
         self.checkouts.len()
-    }
-
-    /// Why the holder lost the connection, and what is said of it; `None` if it has not.
-    pub fn reclaimed_for(&self, id: CheckoutId, now: Moment) -> Option<(Reason, Evidence)> {
-        let checkout = self.checkouts.get(&id)?;
-        match checkout.mark {
-            Mark::Reclaiming(of) => Some((of.reason, self.evidence(id, checkout, of.limit, now))),
-            Mark::Held | Mark::Suspect { .. } => None,
-        }
     }
 
     /// Idle connections that are past their life, have been idle for `idle_timeout`, or are more than a
@@ -367,6 +333,12 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
 
     fn in_use(&self) -> usize {
         self.counts[Place::Lent(CheckoutId(0)).kind()] + self.counts[Place::Recycling.kind()] + self.dialling
+    }
+
+    /// Whether the pool is so full that a leaked connection is needed back now.
+    #[allow(clippy::cast_precision_loss, reason = "pool sizes are small")]
+    fn is_pressed(&self, policy: &Policy) -> bool {
+        self.in_use() as f64 > policy.size as f64 * Policy::PRESSURE
     }
 
     fn note_peak(&mut self, now: Moment) {

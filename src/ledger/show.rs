@@ -11,6 +11,7 @@ use crate::policy::Policy;
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot};
 use crate::wire::pin::Pin;
 
+use super::sweep::{Idlers, idlers_of, turnover};
 use super::{Checkout, Ledger, Mark, Place};
 
 impl<L: AsRef<Activity> + Clone> Ledger<L> {
@@ -46,8 +47,12 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             recycling: self.counts[Place::Recycling.kind()],
             ..ConnCounts::default()
         };
-        let holders: Vec<_> =
-            self.checkouts.iter().map(|(id, checkout)| self.show(*id, checkout, policy, now)).collect();
+        let idlers = idlers_of(self.checkouts.values(), &self.history);
+        let holders: Vec<_> = self
+            .checkouts
+            .iter()
+            .map(|(id, checkout)| self.show(*id, checkout, &idlers, policy, now))
+            .collect();
         // A connection that died under its holder is no longer in any state.
         let live = self.checkouts.values().map(|checkout| self.conns.contains_key(&checkout.conn));
         for (holder, _) in holders.iter().zip(live).filter(|(_, live)| *live) {
@@ -91,20 +96,32 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         }
     }
 
-    fn show(&self, id: CheckoutId, checkout: &Checkout<L>, policy: &Policy, now: Moment) -> CheckoutSnapshot {
-        let seen = checkout.leash.as_ref().observe();
+    fn show(
+        &self,
+        id: CheckoutId,
+        checkout: &Checkout<L>,
+        idlers: &Idlers,
+        policy: &Policy,
+        now: Moment,
+    ) -> CheckoutSnapshot {
+        let mut case = checkout.case(&self.history, self.is_pressed(policy), now);
+        let seen = case.seen;
         let conn = self.conns.get(&checkout.conn);
-        let verdict = judge::judge(seen, checkout.pinned, policy, now);
+        if case.asks_for_turnover(policy, now) {
+            case.turnover = turnover(&case, &self.history, idlers);
+        }
+        let verdict = judge::judge(&case, policy, now);
         let (why, next) = match checkout.mark {
             Mark::Reclaiming(of) => (format!("taken back: {}", of.reason), "being recycled".to_owned()),
-            Mark::Held => judge::explain(seen, verdict, checkout.pinned, policy, None, now),
-            Mark::Suspect { left_alone, .. } => {
-                judge::explain(seen, verdict, checkout.pinned, policy, left_alone, now)
-            }
+            Mark::Held => judge::explain(&case, &verdict, policy, None, now),
+            Mark::Suspect { left_alone, .. } => judge::explain(&case, &verdict, policy, left_alone, now),
         };
         CheckoutSnapshot {
             id,
             holder: Arc::clone(&checkout.holder),
+            route: checkout.route.clone(),
+            limit_seconds: verdict.limit.as_secs_f64(),
+            grounds: verdict.grounds,
             phase: match seen.phase {
                 Phase::InFlight | Phase::AwaitsClient => ConnState::Active,
                 Phase::InTransaction => ConnState::IdleInTransaction,

@@ -1,5 +1,6 @@
 //! Stories of single checkouts. Random histories are in `histories`.
 
+mod habits;
 mod histories;
 
 use super::*;
@@ -97,6 +98,9 @@ fn told(events: Vec<Event>) -> Vec<String> {
     let tell = |event: &Event| match event {
         Event::LeakDetected { reason, .. } => format!("detected {reason}"),
         Event::LeakResolved { reason, resolution, .. } => format!("{reason} {resolution}"),
+        Event::LimitWidened { limit, from_seconds, to_seconds, because, .. } => {
+            format!("{limit} {because}: {from_seconds} s is now {to_seconds} s")
+        }
         other => panic!("a ledger does not tell {other:?}"),
     };
     events.iter().map(tell).collect()

@@ -261,12 +261,12 @@ impl Session {
             let by_hand = evidence.limit_seconds == 0.0;
             self.last_word(&reclaimed(reason, if by_hand { Asked::ByHand } else { Asked::ByLimit })).await;
         }
-        self.watch_for_regret(evidence, taken).await;
+        self.watch_for_regret(reason, evidence, taken).await;
     }
 
     /// A holder that speaks after its connection was taken was not a leak. Ends after a while, or at
     /// once if too many are being watched.
-    async fn watch_for_regret(&mut self, evidence: Evidence, taken: Moment) {
+    async fn watch_for_regret(&mut self, reason: Reason, evidence: Evidence, taken: Moment) {
         let hub = Arc::clone(&self.hub);
         self.place = None;
         let Some(_place) = hub.linger() else { return };
@@ -274,8 +274,7 @@ impl Session {
         self.up = Pipe::new(Direction::Frontend);
         let speaking = poll_fn(|cx| poll_word(&mut self.up, &mut self.client, |_| true, cx));
         if let Ok(Word::Statement) = tokio::time::timeout(Hub::LINGER, speaking).await {
-            let after_seconds = clock::now().since(taken).as_secs_f64();
-            hub.sink.emit(Event::ReclaimRegretted { pool: self.pool.key().clone(), evidence, after_seconds });
+            self.pool.regretted(reason, evidence, clock::now().since(taken));
         }
     }
 

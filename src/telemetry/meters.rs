@@ -153,6 +153,7 @@ impl Meters {
             | Event::CredentialsReloaded { .. }
             | Event::CredentialsKept { .. }
             | Event::UpstreamRecovered { .. }
+            | Event::LimitWidened { .. }
             | Event::Reloaded { .. }
             | Event::ReloadRefused { .. }
             | Event::Paused { .. }

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use crate::event::{
-    Channel, CloseReason, Credential, Delivery, Event, Evidence, Reason, RecycleAction, RecycleOutcome,
-    Refusal, Resolution, Suppression,
+    Channel, CloseReason, Credential, Delivery, Event, Evidence, Grounds, Reason, RecycleAction,
+    RecycleOutcome, Refusal, Resolution, Suppression, Widening,
 };
 use crate::ids::{CheckoutId, ConnId, Holder, PoolKey, SessionId};
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, FlowState, Limits, PoolSnapshot, Snapshot};
@@ -36,6 +36,20 @@ pub fn evidence() -> Evidence {
         age_seconds: 21.5,
         idle_seconds: 21.25,
         limit_seconds: 30.0,
+        route: None,
+        grounds: None,
+    }
+}
+
+/// On what a limit of 6.3 s is founded.
+pub fn grounds() -> Grounds {
+    Grounds {
+        pauses_seen: 4112,
+        worst_pause_seconds: 2.1,
+        later_over: 412,
+        later_idle: 3,
+        p_value: 0.0096,
+        ceiling_seconds: 30.0,
     }
 }
 
@@ -66,6 +80,7 @@ pub fn events() -> Vec<Event> {
             reason: Reason::IdleInTransaction,
             evidence: Evidence { age_seconds: 15.25, idle_seconds: 15.0, ..evidence() },
         },
+        learned(&pool),
         Event::CheckoutTimeout {
             pool: pool.clone(),
             waited_seconds: 5.0,
@@ -102,6 +117,19 @@ pub fn events() -> Vec<Event> {
         Event::Stopped { drained: true, clients_cut: 0 },
     ]);
     events
+}
+
+/// A suspicion by what was usual, which has proved wrong.
+fn learned(pool: &PoolKey) -> Event {
+    Event::LimitWidened {
+        pool: pool.clone(),
+        app: "checkout-api".to_owned(),
+        route: Some("POST /pay".into()),
+        limit: Reason::IdleInTransaction,
+        because: Widening::Returned,
+        from_seconds: 6.3,
+        to_seconds: 24.6,
+    }
 }
 
 fn notifications() -> [Event; 3] {
@@ -262,6 +290,8 @@ fn leaking_holders() -> Vec<CheckoutSnapshot> {
         checkout(10, holder(1070, "checkout-api"), ConnState::Recycling, (0.03, 0.001), None),
     ];
     holders[7].pinned = Some("listen");
+    holders[1].route = Some("POST /pay".into());
+    (holders[1].limit_seconds, holders[1].grounds) = (6.3, Some(grounds()));
     holders[5].why = "statement in flight for 44 s; slow, not a leak".to_owned();
     holders[5].next = "reported; never taken back".to_owned();
     holders
@@ -278,6 +308,9 @@ fn checkout(
     CheckoutSnapshot {
         id: CheckoutId(id),
         holder,
+        route: None,
+        limit_seconds: limit,
+        grounds: None,
         phase,
         age_seconds: age,
         idle_seconds: idle,

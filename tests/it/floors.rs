@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("wire::vars", 0),
     ("activity", 1),
     ("forecast", 1),
+    ("history", 1),
     ("judge", 1),
     ("ledger", 1),
     ("wire::prepared", 1),

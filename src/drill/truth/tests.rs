@@ -3,6 +3,7 @@ use super::*;
 const LIMITS: Limits = Limits {
     idle_in_transaction: Duration::from_secs(2),
     idle_session: Duration::from_secs(4),
+    floor: Duration::from_secs(5),
     budget_window: Duration::from_secs(4),
     wait_timeout: Duration::from_secs(2),
 };
