@@ -37,6 +37,14 @@ bench-relay *args:
     cargo build --locked --release --quiet
     bench/relay {{ args }}
 
+# pgleash's judge and the field's rules on simulated checkouts of which it is known which leak
+bench-detection *args:
+    cargo bench --locked --quiet --bench detection -- {{ args }}
+
+# what a look at 10,000 checkouts and the books of a statement cost
+bench-judgement *args:
+    cargo bench --locked --quiet --bench judgement -- {{ args }}
+
 # memory of an idle client, through PgBouncer and through pgleash
 bench-idle *args:
     cargo build --locked --release --quiet

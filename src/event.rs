@@ -23,206 +23,11 @@ pub enum Level {
     Error,
 }
 
-macro_rules! closed_set {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { $($(#[$vdoc])* $variant),+ }
+#[path = "event/sets.rs"]
+mod sets;
 
-        impl $name {
-            /// Every member, for registering counters at 0.
-            pub const ALL: &'static [$name] = &[$($name::$variant),+];
-
-            /// The label value.
-            pub const fn as_str(self) -> &'static str {
-                match self { $($name::$variant => $text),+ }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-
-        impl serde::Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.serialize_str(self.as_str())
-            }
-        }
-    };
-}
-pub(crate) use closed_set;
-
-closed_set! {
-    /// Why a checkout is believed to be leaked (DESIGN section 2).
-    Reason {
-        /// Given back inside a transaction, or with a reply owed.
-        DirtyReturn => "dirty_return",
-        /// The server waits in mid-protocol for a client that is silent: a missing Sync, a suspended
-        /// portal, an abandoned COPY.
-        ProtocolWedge => "protocol_wedge",
-        /// The client's socket is gone.
-        Orphaned => "orphaned",
-        /// Nothing in flight, a transaction open, no byte for longer than the limit.
-        IdleInTransaction => "idle_in_transaction",
-        /// Nothing in flight, no transaction, but the connection is held and unused.
-        IdleSession => "idle_session",
-        /// The server connection is older than `max_lifetime` and is still held.
-        Overdue => "overdue",
-        /// A statement in flight for long. Reported, never reclaimed.
-        SlowStatement => "slow_statement",
-    }
-}
-
-closed_set! {
-    /// What became of a suspected leak.
-    Resolution {
-        /// The holder carried on or gave it back: we were wrong to suspect.
-        Returned => "returned",
-        /// We took the connection back from a live holder.
-        Reclaimed => "reclaimed",
-        /// The client disconnected while suspect, and the connection was cleaned or closed.
-        Disconnected => "disconnected",
-        /// The server connection died under it.
-        ServerLost => "server_lost",
-    }
-}
-
-closed_set! {
-    /// How a server connection that did not come home clean was dealt with.
-    RecycleAction {
-        /// Rolled back if needed, reset, verified quiet, re-issued.
-        Reset => "reset",
-        /// The running statement was cancelled first.
-        Cancel => "cancel",
-        /// Closed without trying to reset it.
-        Close => "close",
-    }
-}
-
-closed_set! {
-    /// What came of a recycle.
-    RecycleOutcome {
-        /// The connection is back in the pool.
-        Reissued => "reissued",
-        /// The connection was closed and its backend is gone.
-        Closed => "closed",
-        /// The connection was closed, but its backend was still there after the deadline.
-        BackendLingers => "backend_lingers",
-        /// The connection was closed; whether its backend is gone could not be asked.
-        Unverified => "unverified",
-    }
-}
-
-closed_set! {
-    /// Why a server connection was closed.
-    CloseReason {
-        /// Older than `max_lifetime`.
-        MaxLifetime => "max_lifetime",
-        /// Unused for `idle_timeout`.
-        IdleTimeout => "idle_timeout",
-        /// It died or was closed by the server.
-        ServerLost => "server_lost",
-        /// It could not be reset in time, or was left in mid-protocol.
-        Unclean => "unclean",
-        /// The pool was made smaller.
-        Resized => "resized",
-        /// Its server is not the one that is asked for any more: `upstream.url` was changed, or the server
-        /// does not fit `target_session_attrs` any more.
-        Replaced => "replaced",
-        /// pgleash is paused.
-        Paused => "paused",
-        /// pgleash is stopping.
-        Shutdown => "shutdown",
-    }
-}
-
-closed_set! {
-    /// Why a verdict was not carried out.
-    Suppression {
-        /// `leaks.action` is `observe`.
-        Observe => "observe",
-        /// The budget for this window is spent.
-        Budget => "budget",
-        /// The holder moved between the decision and the act.
-        Moved => "moved",
-        /// pgleash is draining.
-        Draining => "draining",
-        /// The server did not confirm that it waits for the client.
-        Unconfirmed => "unconfirmed",
-    }
-}
-
-closed_set! {
-    /// What showed that a limit was too narrow.
-    Widening {
-        /// A suspect came home.
-        Returned => "returned",
-        /// The holder came back after its connection was taken.
-        Regretted => "regretted",
-    }
-}
-
-closed_set! {
-    /// Why a client was turned away or cut off.
-    Refusal {
-        /// A malformed first packet or frame.
-        Protocol => "protocol",
-        /// `pool.max_clients` reached.
-        TooManyClients => "too_many_clients",
-        /// The first packet did not arrive in time.
-        LoginTimeout => "login_timeout",
-        /// A wrong password, or a user who is not known.
-        Password => "password",
-        /// The TLS handshake failed, or a client came without TLS that may not.
-        Tls => "tls",
-        /// The upstream server refused the login.
-        Login => "login",
-        /// A feature that pgleash does not carry.
-        Unsupported => "unsupported",
-        /// The upstream server could not be reached.
-        Upstream => "upstream",
-        /// pgleash is draining.
-        Draining => "draining",
-    }
-}
-
-closed_set! {
-    /// A file that is read again when it changes.
-    Credential {
-        /// `tls.cert`, `tls.key` and `tls.client_ca`.
-        Certificate => "certificate",
-        /// `auth.users`.
-        Users => "users",
-    }
-}
-
-closed_set! {
-    /// Whom notifications go to.
-    Channel {
-        /// CloudEvents over HTTP, signed.
-        Webhook => "webhook",
-        /// An incoming webhook of Slack, or of what speaks the same.
-        Slack => "slack",
-        /// PagerDuty's Events API v2.
-        PagerDuty => "pagerduty",
-        /// Grafana's annotations.
-        Grafana => "grafana",
-    }
-}
-
-closed_set! {
-    /// What became of a notification.
-    Delivery {
-        /// The receiver has it.
-        Sent => "sent",
-        /// The receiver will not take it.
-        Refused => "refused",
-        /// It was given up: there was no room for it, or it could not be sent for too long.
-        Dropped => "dropped",
-    }
-}
+pub(crate) use self::sets::closed_set;
+pub use self::sets::*;
 
 /// Who, how long, on which connection: common to all that is said of one checkout.
 #[derive(Clone, Debug, Serialize)]
@@ -246,6 +51,20 @@ pub struct Evidence {
     /// On what the limit is founded; `None` if it is a configured one.
     #[serde(flatten)]
     pub grounds: Option<Grounds>,
+}
+
+/// One kind of work, and how long its suspect checkouts have been idle for altogether.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TopHolder {
+    /// `application_name`.
+    pub app: String,
+    /// What the application says that it is doing; absent if it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<Arc<str>>,
+    /// Its suspect checkouts.
+    pub stale: usize,
+    /// Seconds they have been idle for, added up.
+    pub stale_seconds: f64,
 }
 
 /// Why a limit is lower than the configured one.
@@ -339,6 +158,19 @@ pub enum Event {
         resolution: Resolution,
         #[serde(flatten)]
         evidence: Evidence,
+    },
+    /// Stale checkouts grow, and will leave too little of the pool within ten minutes. `holders` has the largest
+    /// holders of stale checkouts.
+    ExhaustionForeseen {
+        pool: PoolKey,
+        in_seconds: f64,
+        stale: usize,
+        holders: Vec<TopHolder>,
+    },
+    /// They do not any more.
+    ExhaustionAverted {
+        pool: PoolKey,
+        stale: usize,
     },
     /// A checkout that was suspect by what was usual was none: what is usual now includes it. `limit` is
     /// `idle_in_transaction` or `idle_session`.
@@ -469,6 +301,7 @@ impl Event {
             | Event::UpstreamFailed { .. }
             | Event::CredentialsKept { .. }
             | Event::ReclaimRegretted { .. }
+            | Event::ExhaustionForeseen { .. }
             | Event::ReloadRefused { .. } => Level::Error,
             Event::LeakDetected { .. }
             | Event::ReclaimSuppressed { .. }
@@ -484,6 +317,7 @@ impl Event {
             | Event::ConnectionClosed { .. }
             | Event::LeakResolved { .. }
             | Event::LimitWidened { .. }
+            | Event::ExhaustionAverted { .. }
             | Event::CredentialsReloaded { .. }
             | Event::UpstreamRecovered { .. }
             | Event::Reloaded { .. }

@@ -19,6 +19,13 @@ use crate::ids::Moment;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(usize);
 
+impl GroupId {
+    /// Its place among the [`History::groups`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// What is known of the pauses that are usual for a kind of work.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Habit {
@@ -30,6 +37,8 @@ pub struct Habit {
     pub worst: Duration,
     /// Of whom: the group itself, or its application if the group is too new.
     pub of: Option<GroupId>,
+    /// It is the group's own.
+    pub is_own: bool,
 }
 
 impl Habit {
@@ -38,9 +47,19 @@ impl Habit {
     /// Seen in a shorter time, they may all be of one mood.
     pub const LONG_ENOUGH: Duration = Duration::from_secs(60);
 
-    /// Whether it says enough to judge by.
+    /// What is taken before its ceiling must be founded on more: on rare work, too, that is as it should be.
+    pub const AMPLE: u64 = 1000;
+    /// And on a longer time.
+    pub const LONG: Duration = Duration::from_secs(600);
+
+    /// Whether it says enough to suspect by.
     pub fn is_warm(&self) -> bool {
         self.pauses >= Self::ENOUGH && self.over >= Self::LONG_ENOUGH
+    }
+
+    /// Whether it says enough to take a connection by before its ceiling.
+    pub fn is_ripe(&self) -> bool {
+        self.is_own && self.pauses >= Self::AMPLE && self.over >= Self::LONG
     }
 }
 
@@ -168,7 +187,7 @@ impl Record {
             return Habit::default();
         }
         let over = lengths.since.map_or(Duration::ZERO, |since| now.since(since));
-        Habit { pauses: lengths.count(), over, worst: lengths.worst(), of: Some(of) }
+        Habit { pauses: lengths.count(), over, worst: lengths.worst(), of: Some(of), is_own: true }
     }
 }
 
@@ -288,6 +307,11 @@ impl History {
         });
     }
 
+    /// How many groups there have been.
+    pub fn groups(&self) -> usize {
+        self.records.len()
+    }
+
     /// The application of a group; itself, if it is one.
     pub fn app_of(&self, group: GroupId) -> GroupId {
         self.records[group.0].parent.unwrap_or(group)
@@ -316,7 +340,11 @@ impl History {
         let record = &self.records[group.0];
         let own = record.habit(pause, group, now);
         match record.parent {
-            Some(app) if !own.is_warm() => self.records[app.0].habit(pause, app, now),
+            Some(app) if !own.is_warm() => {
+                Habit { is_own: false, ..self.records[app.0].habit(pause, app, now) }
+            }
+            // Everybody for whom there was no room: they may be of any kind.
+            None if group == Self::OTHER => Habit { is_own: false, ..own },
             _ => own,
         }
     }

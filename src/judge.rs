@@ -2,7 +2,8 @@
 //!
 //! The configured limits are ceilings. Where it is known what is usual, a checkout is suspect once it has
 //! been idle for three times the longest healthy pause of its kind of work, if most of its later siblings have
-//! gone on meanwhile; it is due then if the pool is short of connections, and in any case at the ceiling. Where too
+//! gone on meanwhile; it is due then if the pool is short of connections and its kind is known well, and in any case at
+//! the ceiling. Where too
 //! little is known, idleness beyond half the ceiling is suspect. A statement in flight is never due.
 
 use std::time::Duration;
@@ -159,7 +160,7 @@ pub fn judge(case: &Case, policy: &Policy, now: Moment) -> Verdict {
     let (suspect_at, due_at) = match learned {
         // Siblings do not tell, or nobody waits for the connection: as if nothing were known.
         Some(limit) if !outlasts => (at(limit.max(half)), at(ceiling)),
-        Some(limit) if !case.pressed => (at(limit), at(ceiling)),
+        Some(limit) if !case.pressed || !case.habit.is_ripe() => (at(limit), at(ceiling)),
         Some(limit) => (at(limit), at(limit)),
         None => (at(half), at(ceiling)),
     };

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::event::{Grounds, Reason, closed_set};
+use crate::event::{Grounds, Reason, TopHolder, closed_set};
 use crate::ids::{CheckoutId, Holder, PoolKey};
 
 closed_set! {
@@ -88,6 +88,8 @@ pub struct PoolSnapshot {
     pub stale: Vec<(Reason, usize)>,
     /// Held connections past their `max_lifetime`.
     pub overdue: usize,
+    /// The largest holders of stale checkouts, by the time these have been idle for: the cause, if there is one.
+    pub top_holders: Vec<TopHolder>,
     /// Seconds until the pool is full of stale checkouts; `null` when they do not grow.
     pub exhaustion_forecast_seconds: Option<f64>,
     /// The limits in force, seconds.

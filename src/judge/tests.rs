@@ -22,6 +22,7 @@ fn warm(worst: f64) -> Case {
         over: Duration::from_secs(600),
         worst: Duration::from_secs_f64(worst),
         of: None,
+        is_own: true,
     };
     Case { habit, ..cold(Phase::InTransaction, Moment::START) }
 }
@@ -57,6 +58,18 @@ fn where_pauses_are_short_a_leak_is_suspect_soon_and_due_when_the_pool_is_short(
     assert_eq!(stage_of(&case, 30), Stage::Due);
     assert_eq!(stage_of(&Case { pressed: true, ..case }, 4), Stage::Fine);
     assert_eq!(stage_of(&Case { pressed: true, ..case }, 5), Stage::Due);
+}
+
+#[test]
+fn what_is_known_of_others_or_for_a_short_time_takes_nothing_before_the_ceiling() {
+    let known = Case { turnover: GONE_ON, pressed: true, ..warm(0.4) };
+    let others = Habit { is_own: false, ..known.habit };
+    let new = Habit { over: Duration::from_secs(599), ..known.habit };
+    let few = Habit { pauses: 999, ..known.habit };
+    for habit in [others, new, few] {
+        assert_eq!(stage_of(&Case { habit, ..known }, 29), Stage::Suspect);
+        assert_eq!(stage_of(&Case { habit, ..known }, 30), Stage::Due);
+    }
 }
 
 #[test]
@@ -184,6 +197,7 @@ fn any_case() -> impl Strategy<Value = Case> {
                 over: Duration::from_secs(pauses / 10),
                 worst: Duration::from_millis(worst),
                 of: None,
+                is_own: pressed,
             },
             own_worst: Duration::from_secs(own),
             turnover: Turnover { over, idle },

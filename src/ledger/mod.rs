@@ -94,6 +94,8 @@ struct Checkout<L> {
     leash: L,
     conn: ConnId,
     started: Moment,
+    /// End of its connection's life.
+    expires: Moment,
     waited: Duration,
     pinned: Option<Pin>,
     /// What its application says that it is doing.
@@ -106,6 +108,13 @@ struct Checkout<L> {
     mark: Mark,
     /// That it is overdue has been told.
     overdue: Option<Suspicion>,
+}
+
+impl<L> Checkout<L> {
+    /// Suspect, and idle: it is not coming back by itself.
+    fn is_stale(&self) -> bool {
+        matches!(self.mark, Mark::Suspect { of, .. } if of.reason != Reason::SlowStatement)
+    }
 }
 
 /// One pool's books.
@@ -232,6 +241,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             leash,
             conn,
             started: now,
+            expires: self.conns.get(&conn).map_or(now, |conn| conn.expires),
             waited,
             pinned: None,
             route: None,
@@ -325,10 +335,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
 
     /// Suspect checkouts that are idle: what is not coming back by itself.
     fn stale(&self) -> usize {
-        self.checkouts
-            .values()
-            .filter(|checkout| matches!(checkout.mark, Mark::Suspect { of, .. } if of.reason != Reason::SlowStatement))
-            .count()
+        self.checkouts.values().filter(|checkout| checkout.is_stale()).count()
     }
 
     fn in_use(&self) -> usize {

@@ -1,40 +1,67 @@
 //! What the books show, in words and numbers.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::activity::{Activity, Phase};
+use crate::event::TopHolder;
 use crate::ids::{CheckoutId, Moment};
 use crate::judge;
 use crate::policy::Policy;
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot};
 use crate::wire::pin::Pin;
 
-use super::sweep::{Idlers, idlers_of, turnover};
+use super::sweep::{Habits, Idlers, idlers_of, turnover};
 use super::{Checkout, Ledger, Mark, Place};
 
 impl<L: AsRef<Activity> + Clone> Ledger<L> {
+    /// How many holders are named.
+    pub const TOP: usize = 3;
+
     /// One sentence on who has the pool, for the client that got nothing.
     pub fn diagnosis(&self, policy: &Policy, now: Moment) -> String {
         let oldest = self.checkouts.first_key_value().map(|(_, checkout)| now.since(checkout.started));
-        let mut held: HashMap<&str, Duration> = HashMap::new();
-        for checkout in self.checkouts.values() {
-            let idle = now.since(checkout.leash.as_ref().observe().last_active);
-            *held.entry(checkout.holder.app.as_str()).or_default() += idle;
-        }
-        let top = held.iter().max_by_key(|(_, idle)| **idle).map_or("none", |(app, _)| app);
-        format!(
-            "{} of {} server connections of {} in use, {} of them stale, oldest checkout {:.1} s, \
-             top holder by idle time: {}, {} clients waiting",
+        let mut told = format!(
+            "{} of {} server connections of {} in use, {} of them stale, oldest checkout {:.1} s",
             self.in_use(),
             policy.size,
             self.pool,
             self.stale(),
             oldest.unwrap_or_default().as_secs_f64(),
-            if top.is_empty() { "(no application_name)" } else { top },
-            self.waits.len()
-        )
+        );
+        for (n, top) in self.top_holders(now).into_iter().enumerate() {
+            let app = if top.app.is_empty() { "(no application_name)" } else { &top.app };
+            let route = top.route.map(|route| format!(" {route}")).unwrap_or_default();
+            let lead = if n == 0 { ", most stale: " } else { ", " };
+            let _ = write!(told, "{lead}{app}{route} ({} for {:.0} s in all)", top.stale, top.stale_seconds);
+        }
+        let _ = write!(told, ", {} clients waiting", self.waits.len());
+        told
+    }
+
+    /// Who has the stale checkouts, by the time they have been idle for, at most [`Self::TOP`] of them: the cause,
+    /// where those that merely wait or work are its victims.
+    pub fn top_holders(&self, now: Moment) -> Vec<TopHolder> {
+        let mut tops = BTreeMap::new();
+        for checkout in self.checkouts.values().filter(|checkout| checkout.is_stale()) {
+            let idle = now.since(checkout.leash.as_ref().observe().last_active).as_secs_f64();
+            let top: &mut (usize, f64) =
+                tops.entry((&checkout.holder.app, checkout.route.as_ref())).or_default();
+            *top = (top.0 + 1, top.1 + idle);
+        }
+        let mut tops: Vec<_> = tops
+            .into_iter()
+            .map(|((app, route), (stale, stale_seconds))| TopHolder {
+                app: app.clone(),
+                route: route.cloned(),
+                stale,
+                stale_seconds,
+            })
+            .collect();
+        tops.sort_by(|a, b| b.stale_seconds.total_cmp(&a.stale_seconds));
+        tops.truncate(Self::TOP);
+        tops
     }
 
     /// Everything there is to show.
@@ -48,10 +75,11 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             ..ConnCounts::default()
         };
         let idlers = idlers_of(self.checkouts.values(), &self.history);
+        let mut habits = Habits::new(&self.history, now);
         let holders: Vec<_> = self
             .checkouts
             .iter()
-            .map(|(id, checkout)| self.show(*id, checkout, &idlers, policy, now))
+            .map(|(id, checkout)| self.show(*id, checkout, &idlers, &mut habits, policy, now))
             .collect();
         // A connection that died under its holder is no longer in any state.
         let live = self.checkouts.values().map(|checkout| self.conns.contains_key(&checkout.conn));
@@ -80,6 +108,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             oldest_connection_seconds: self.conns.values().map(|conn| age(conn.opened)).fold(0.0, f64::max),
             stale: judge::JUDGED.iter().map(|reason| (*reason, suspects(*reason))).collect(),
             overdue,
+            top_holders: self.top_holders(now),
             exhaustion_forecast_seconds: self.forecast.seconds_to_exhaustion(policy.size),
             limits: Limits {
                 idle_in_transaction: policy.idle_in_transaction.as_secs_f64(),
@@ -101,10 +130,11 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         id: CheckoutId,
         checkout: &Checkout<L>,
         idlers: &Idlers,
+        habits: &mut Habits<'_>,
         policy: &Policy,
         now: Moment,
     ) -> CheckoutSnapshot {
-        let mut case = checkout.case(&self.history, self.is_pressed(policy), now);
+        let mut case = checkout.case(habits, self.is_pressed(policy));
         let seen = case.seen;
         let conn = self.conns.get(&checkout.conn);
         if case.asks_for_turnover(policy, now) {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::activity::{Activity, Observed, Pause};
 use crate::event::{Event, Evidence, Reason, Resolution, Suppression};
-use crate::history::{GroupId, History};
+use crate::forecast::Turn;
+use crate::history::{GroupId, Habit, History};
 use crate::ids::{CheckoutId, Moment};
 use crate::judge::{self, Case, Stage, Turnover, Verdict};
 use crate::policy::Policy;
@@ -51,18 +52,25 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             checkout.tell_pauses(&mut self.history, now);
         }
         let pressed = self.is_pressed(policy);
-        let mut idlers = None;
-        let mut verdicts = Vec::with_capacity(checkouts.len());
-        for checkout in checkouts.values() {
-            let mut case = checkout.case(&self.history, pressed, now);
+        let mut habits = Habits::new(&self.history, now);
+        // Few ask what their siblings do; for the others one look is enough.
+        let mut asking = Vec::new();
+        for (id, checkout) in &mut checkouts {
+            let case = checkout.case(&mut habits, pressed);
             if case.asks_for_turnover(policy, now) {
-                let idlers = idlers.get_or_insert_with(|| idlers_of(checkouts.values(), &self.history));
-                case.turnover = turnover(&case, &self.history, idlers);
+                asking.push((*id, case));
+            } else {
+                self.examine(*id, checkout, &case, policy, now, &mut sweep);
             }
-            verdicts.push((case.seen, judge::judge(&case, policy, now)));
         }
-        for ((id, checkout), (seen, verdict)) in checkouts.iter_mut().zip(verdicts) {
-            self.examine(*id, checkout, seen, &verdict, policy, now, &mut sweep);
+        if !asking.is_empty() {
+            let idlers = idlers_of(checkouts.values(), &self.history);
+            for (id, mut case) in asking {
+                case.turnover = turnover(&case, &self.history, &idlers);
+                if let Some(checkout) = checkouts.get_mut(&id) {
+                    self.examine(id, checkout, &case, policy, now, &mut sweep);
+                }
+            }
         }
         self.checkouts = checkouts;
         for _ in 0..self.history.take_folded() {
@@ -71,33 +79,42 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         sweep.due.sort_by(|a, b| b.evidence.idle_seconds.total_cmp(&a.evidence.idle_seconds));
         let stale = self.stale();
         self.forecast.sample(now, stale, self.in_use());
+        let pool = || self.pool.clone();
+        sweep.events.extend(self.forecast.turn(policy.size).map(|turn| match turn {
+            Turn::Foreseen(in_seconds) => {
+                Event::ExhaustionForeseen { pool: pool(), in_seconds, stale, holders: self.top_holders(now) }
+            }
+            Turn::Averted => Event::ExhaustionAverted { pool: pool(), stale },
+        }));
         sweep
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one step of the loop above")]
     fn examine(
         &self,
         id: CheckoutId,
         checkout: &mut Checkout<L>,
-        seen: Observed,
-        verdict: &Verdict,
+        case: &Case,
         policy: &Policy,
         now: Moment,
         sweep: &mut Sweep<L>,
     ) {
-        checkout.mark = self.remark(id, checkout, verdict, seen, now, &mut sweep.events);
-        if let (Mark::Suspect { of, left_alone, .. }, Stage::Due) = (checkout.mark, verdict.stage) {
-            let evidence = evidence(&self.conns, id, checkout, &of, now);
-            let leash = checkout.leash.clone();
-            sweep.due.push(Due { checkout: id, leash, seen, reason: of.reason, evidence, left_alone });
-        }
+        let (seen, verdict) = (case.seen, judge::judge(case, policy, now));
+        sweep.next = sweep.next.into_iter().chain(verdict.next).min();
         if checkout.overdue.is_none() && self.is_overdue(checkout, policy, now) {
             let of = Suspicion::fixed(Reason::Overdue, policy.max_lifetime);
             checkout.overdue = Some(of);
             let evidence = evidence(&self.conns, id, checkout, &of, now);
             sweep.events.push(Event::LeakDetected { pool: self.pool.clone(), reason: of.reason, evidence });
         }
-        sweep.next = sweep.next.into_iter().chain(verdict.next).min();
+        if checkout.mark == Mark::Held && verdict.stage == Stage::Fine {
+            return;
+        }
+        checkout.mark = self.remark(id, checkout, &verdict, seen, now, &mut sweep.events);
+        if let (Mark::Suspect { of, left_alone, .. }, Stage::Due) = (checkout.mark, verdict.stage) {
+            let evidence = evidence(&self.conns, id, checkout, &of, now);
+            let leash = checkout.leash.clone();
+            sweep.due.push(Due { checkout: id, leash, seen, reason: of.reason, evidence, left_alone });
+        }
     }
 
     /// The next mark of a checkout, with what is to be told about the change.
@@ -141,26 +158,44 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// Held across its connection's end of life for longer than a statement may take: it has missed
     /// a recycle, and is not just at work at the moment.
     fn is_overdue(&self, checkout: &Checkout<L>, policy: &Policy, now: Moment) -> bool {
-        self.conns.get(&checkout.conn).is_some_and(|conn| {
-            conn.expires <= now && now.since(conn.expires.max(checkout.started)) >= policy.slow_statement()
-        })
+        checkout.expires <= now
+            && now.since(checkout.expires.max(checkout.started)) >= policy.slow_statement()
+            && self.conns.contains_key(&checkout.conn)
     }
 }
 
 impl<L: AsRef<Activity>> Checkout<L> {
     /// What there is to be known of it, but for the turnover.
-    pub(super) fn case(&self, history: &History, pressed: bool, now: Moment) -> Case {
+    pub(super) fn case(&self, habits: &mut Habits<'_>, pressed: bool) -> Case {
         let seen = self.leash.as_ref().observe();
         let pause = Pause::of(seen.phase);
         Case {
             seen,
             pinned: self.pinned,
             allowance: self.allowance,
-            habit: pause.map(|pause| history.habit(self.group, pause, now)).unwrap_or_default(),
+            habit: pause.map(|pause| habits.of(self.group, pause)).unwrap_or_default(),
             own_worst: pause.map_or(Duration::ZERO, |pause| self.worst[pause as usize]),
             turnover: Turnover::default(),
             pressed,
         }
+    }
+}
+
+/// What is usual for each group, looked up once in a look at all.
+pub(super) struct Habits<'a> {
+    history: &'a History,
+    known: Vec<[Option<Habit>; Pause::ALL.len()]>,
+    now: Moment,
+}
+
+impl<'a> Habits<'a> {
+    pub(super) fn new(history: &'a History, now: Moment) -> Self {
+        Self { history, known: vec![Default::default(); history.groups()], now }
+    }
+
+    fn of(&mut self, group: GroupId, pause: Pause) -> Habit {
+        let known = &mut self.known[group.index()][pause as usize];
+        *known.get_or_insert_with(|| self.history.habit(group, pause, self.now))
     }
 }
 

@@ -50,6 +50,11 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         Some(Event::LeakDetected { pool: self.pool.clone(), reason, evidence })
     }
 
+    /// The connection of a checkout; `None` if it is over.
+    pub fn conn_of(&self, id: CheckoutId) -> Option<ConnId> {
+        self.checkouts.get(&id).map(|checkout| checkout.conn)
+    }
+
     /// How to reach the holder of a checkout, and the process id of its backend; `None` if it is over.
     pub fn leash_of(&self, id: CheckoutId) -> Option<(L, i32)> {
         let checkout = self.checkouts.get(&id)?;

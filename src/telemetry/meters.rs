@@ -154,6 +154,8 @@ impl Meters {
             | Event::CredentialsKept { .. }
             | Event::UpstreamRecovered { .. }
             | Event::LimitWidened { .. }
+            | Event::ExhaustionForeseen { .. }
+            | Event::ExhaustionAverted { .. }
             | Event::Reloaded { .. }
             | Event::ReloadRefused { .. }
             | Event::Paused { .. }

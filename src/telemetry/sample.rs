@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::event::{
     Channel, CloseReason, Credential, Delivery, Event, Evidence, Grounds, Reason, RecycleAction,
-    RecycleOutcome, Refusal, Resolution, Suppression, Widening,
+    RecycleOutcome, Refusal, Resolution, Suppression, TopHolder, Widening,
 };
 use crate::ids::{CheckoutId, ConnId, Holder, PoolKey, SessionId};
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, FlowState, Limits, PoolSnapshot, Snapshot};
@@ -81,6 +81,13 @@ pub fn events() -> Vec<Event> {
             evidence: Evidence { age_seconds: 15.25, idle_seconds: 15.0, ..evidence() },
         },
         learned(&pool),
+        Event::ExhaustionForeseen {
+            pool: pool.clone(),
+            in_seconds: 540.0,
+            stale: 12,
+            holders: vec![top_holder()],
+        },
+        Event::ExhaustionAverted { pool: pool.clone(), stale: 0 },
         Event::CheckoutTimeout {
             pool: pool.clone(),
             waited_seconds: 5.0,
@@ -117,6 +124,16 @@ pub fn events() -> Vec<Event> {
         Event::Stopped { drained: true, clients_cut: 0 },
     ]);
     events
+}
+
+/// Who has the most stale checkouts.
+pub fn top_holder() -> TopHolder {
+    TopHolder {
+        app: "checkout-api".to_owned(),
+        route: Some("POST /pay".into()),
+        stale: 3,
+        stale_seconds: 68.5,
+    }
 }
 
 /// A suspicion by what was usual, which has proved wrong.
@@ -214,6 +231,7 @@ pub fn incident() -> Snapshot {
                 oldest_connection_seconds: 1754.0,
                 stale: stale([3, 1, 0, 1]),
                 overdue: 1,
+                top_holders: vec![top_holder()],
                 exhaustion_forecast_seconds: Some(42.0),
                 opened: 61,
                 closed: 51,
@@ -241,6 +259,7 @@ pub fn quiet_pool(pool: PoolKey, size: usize) -> PoolSnapshot {
         oldest_connection_seconds: 94.0,
         stale: stale([0; 4]),
         overdue: 0,
+        top_holders: Vec::new(),
         exhaustion_forecast_seconds: None,
         limits: Limits {
             idle_in_transaction: 30.0,

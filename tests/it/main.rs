@@ -9,6 +9,7 @@ mod cli;
 mod client_tls;
 mod control;
 mod deaths;
+mod detection;
 mod differential;
 mod faults;
 mod floors;

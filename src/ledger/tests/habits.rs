@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A pool of ten whose clients have each run, for ten minutes, a transaction a second with a pause of 400 ms.
+/// A pool of ten whose clients have run, for twenty minutes, a transaction a second with a pause of 400 ms.
 struct Known {
     scene: Scene,
     next: u64,
@@ -11,8 +11,8 @@ struct Known {
 
 impl Known {
     fn new() -> Known {
-        let mut known = Known { scene: Scene::with(10), next: 100, now: 1000 };
-        known.healthy(600);
+        let mut known = Known { scene: Scene::with(10), next: 100, now: 100 };
+        known.healthy(1200);
         known
     }
 

@@ -1,0 +1,202 @@
+//! The closed sets that facts are told with: each member is a label value.
+
+macro_rules! closed_set {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $name {
+            /// Every member, for registering counters at 0.
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+
+            /// The label value.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $text),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(self.as_str())
+            }
+        }
+    };
+}
+pub(crate) use closed_set;
+
+closed_set! {
+    /// Why a checkout is believed to be leaked (DESIGN section 2).
+    Reason {
+        /// Given back inside a transaction, or with a reply owed.
+        DirtyReturn => "dirty_return",
+        /// The server waits in mid-protocol for a client that is silent: a missing Sync, a suspended
+        /// portal, an abandoned COPY.
+        ProtocolWedge => "protocol_wedge",
+        /// The client's socket is gone.
+        Orphaned => "orphaned",
+        /// Nothing in flight, a transaction open, no byte for longer than the limit.
+        IdleInTransaction => "idle_in_transaction",
+        /// Nothing in flight, no transaction, but the connection is held and unused.
+        IdleSession => "idle_session",
+        /// The server connection is older than `max_lifetime` and is still held.
+        Overdue => "overdue",
+        /// A statement in flight for long. Reported, never reclaimed.
+        SlowStatement => "slow_statement",
+    }
+}
+
+closed_set! {
+    /// What became of a suspected leak.
+    Resolution {
+        /// The holder carried on or gave it back: we were wrong to suspect.
+        Returned => "returned",
+        /// We took the connection back from a live holder.
+        Reclaimed => "reclaimed",
+        /// The client disconnected while suspect, and the connection was cleaned or closed.
+        Disconnected => "disconnected",
+        /// The server connection died under it.
+        ServerLost => "server_lost",
+    }
+}
+
+closed_set! {
+    /// How a server connection that did not come home clean was dealt with.
+    RecycleAction {
+        /// Rolled back if needed, reset, verified quiet, re-issued.
+        Reset => "reset",
+        /// The running statement was cancelled first.
+        Cancel => "cancel",
+        /// Closed without trying to reset it.
+        Close => "close",
+    }
+}
+
+closed_set! {
+    /// What came of a recycle.
+    RecycleOutcome {
+        /// The connection is back in the pool.
+        Reissued => "reissued",
+        /// The connection was closed and its backend is gone.
+        Closed => "closed",
+        /// The connection was closed, but its backend was still there after the deadline.
+        BackendLingers => "backend_lingers",
+        /// The connection was closed; whether its backend is gone could not be asked.
+        Unverified => "unverified",
+    }
+}
+
+closed_set! {
+    /// Why a server connection was closed.
+    CloseReason {
+        /// Older than `max_lifetime`.
+        MaxLifetime => "max_lifetime",
+        /// Unused for `idle_timeout`.
+        IdleTimeout => "idle_timeout",
+        /// It died or was closed by the server.
+        ServerLost => "server_lost",
+        /// It could not be reset in time, or was left in mid-protocol.
+        Unclean => "unclean",
+        /// The pool was made smaller.
+        Resized => "resized",
+        /// Its server is not the one that is asked for any more: `upstream.url` was changed, or the server
+        /// does not fit `target_session_attrs` any more.
+        Replaced => "replaced",
+        /// pgleash is paused.
+        Paused => "paused",
+        /// pgleash is stopping.
+        Shutdown => "shutdown",
+    }
+}
+
+closed_set! {
+    /// Why a verdict was not carried out.
+    Suppression {
+        /// `leaks.action` is `observe`.
+        Observe => "observe",
+        /// The budget for this window is spent.
+        Budget => "budget",
+        /// The holder moved between the decision and the act.
+        Moved => "moved",
+        /// pgleash is draining.
+        Draining => "draining",
+        /// The server did not confirm that it waits for the client.
+        Unconfirmed => "unconfirmed",
+    }
+}
+
+closed_set! {
+    /// What showed that a limit was too narrow.
+    Widening {
+        /// A suspect came home.
+        Returned => "returned",
+        /// The holder came back after its connection was taken.
+        Regretted => "regretted",
+    }
+}
+
+closed_set! {
+    /// Why a client was turned away or cut off.
+    Refusal {
+        /// A malformed first packet or frame.
+        Protocol => "protocol",
+        /// `pool.max_clients` reached.
+        TooManyClients => "too_many_clients",
+        /// The first packet did not arrive in time.
+        LoginTimeout => "login_timeout",
+        /// A wrong password, or a user who is not known.
+        Password => "password",
+        /// The TLS handshake failed, or a client came without TLS that may not.
+        Tls => "tls",
+        /// The upstream server refused the login.
+        Login => "login",
+        /// A feature that pgleash does not carry.
+        Unsupported => "unsupported",
+        /// The upstream server could not be reached.
+        Upstream => "upstream",
+        /// pgleash is draining.
+        Draining => "draining",
+    }
+}
+
+closed_set! {
+    /// A file that is read again when it changes.
+    Credential {
+        /// `tls.cert`, `tls.key` and `tls.client_ca`.
+        Certificate => "certificate",
+        /// `auth.users`.
+        Users => "users",
+    }
+}
+
+closed_set! {
+    /// Whom notifications go to.
+    Channel {
+        /// CloudEvents over HTTP, signed.
+        Webhook => "webhook",
+        /// An incoming webhook of Slack, or of what speaks the same.
+        Slack => "slack",
+        /// PagerDuty's Events API v2.
+        PagerDuty => "pagerduty",
+        /// Grafana's annotations.
+        Grafana => "grafana",
+    }
+}
+
+closed_set! {
+    /// What became of a notification.
+    Delivery {
+        /// The receiver has it.
+        Sent => "sent",
+        /// The receiver will not take it.
+        Refused => "refused",
+        /// It was given up: there was no room for it, or it could not be sent for too long.
+        Dropped => "dropped",
+    }
+}
