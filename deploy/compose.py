@@ -151,7 +151,7 @@ def check_context():
     included = [(source.parent / name).resolve() for source in (ROOT / "src").rglob("*.rs")
                 for name in re.findall(r'include_(?:str|bytes)!\(\s*"([^"]+)"', source.read_text())]
     for name in [*wanted, *(str(path.relative_to(ROOT)) for path in included)]:
-        if Path(name).parts[0] not in kept and name not in kept:
+        if not kept & {str(place) for place in (Path(name), *Path(name).parents)}:
             yield f"the build needs {name}, which .dockerignore leaves out"
 
 

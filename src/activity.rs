@@ -6,9 +6,12 @@
 //! be reclaimed: the word in which it was seen idle no longer stands.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::fingerprint;
 use crate::ids::Moment;
+use crate::wire::tags::Trace;
 
 /// What a lent connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +96,11 @@ pub struct Activity {
     /// The longest pause of each kind that ended by the client's going on, in nanoseconds, since it was asked
     /// for last; 0 if none did.
     paused: [AtomicU64; Pause::ALL.len()],
+    /// The trace that the last statement belongs to: id, high and low, and span. Read without a lock, so it is
+    /// a hint.
+    trace: [AtomicU64; 3],
+    /// The beginning of the last statement. Only its fingerprint is ever shown.
+    statement: Mutex<Vec<u8>>,
 }
 
 impl Activity {
@@ -153,6 +161,28 @@ impl Activity {
         // A look that finds nothing writes nothing: there are many more looks than pauses.
         let some = longest.load(Ordering::Relaxed) != 0;
         some.then(|| Duration::from_nanos(longest.swap(0, Ordering::Relaxed)))
+    }
+
+    /// The holder sends this statement, whose memory it gets that of the last for. It belongs to this trace, if any.
+    pub fn says(&self, statement: &mut Vec<u8>, trace: Trace) {
+        std::mem::swap(&mut *self.statement.lock().unwrap_or_else(PoisonError::into_inner), statement);
+        let words = [(trace.id >> 64) as u64, trace.id as u64, trace.span];
+        for (kept, word) in self.trace.iter().zip(words) {
+            kept.store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// The fingerprint of the holder's last statement; empty if it has sent none with a text.
+    pub fn statement(&self) -> String {
+        let statement = self.statement.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        fingerprint::of(&statement)
+    }
+
+    /// The trace that it belongs to.
+    pub fn trace(&self) -> Option<Trace> {
+        let [high, low, span] = [0, 1, 2].map(|n: usize| self.trace[n].load(Ordering::Relaxed));
+        let trace = Trace { id: u128::from(high) << 64 | u128::from(low), span };
+        (trace.id != 0).then_some(trace)
     }
 
     /// Asks the holder's task to look at its sockets again: what is published may be old, because the

@@ -60,6 +60,17 @@ impl Checkout {
         self.pool.ledger().pinned(self.id, reason);
     }
 
+    /// The client has said what the work is called.
+    pub fn routed(&self, route: &Arc<str>) {
+        self.pool.ledger().routed(self.id, route, clock::now());
+    }
+
+    /// The client has said that it will pause for so long. Granted up to `leaks.longest_hold`.
+    pub fn declared(&self, length: Duration) {
+        let granted = length.min(self.pool.inner().policy.load().longest_hold);
+        self.pool.ledger().declared(self.id, granted);
+    }
+
     /// Why it was taken back, and what is said of it; `None` if it was not.
     pub fn reclaimed_for(&self) -> Option<(Reason, Evidence)> {
         self.pool.ledger().reclaimed_for(self.id, clock::now())

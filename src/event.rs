@@ -48,6 +48,12 @@ pub struct Evidence {
     /// What the application says that it is doing; `None` if it does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<Arc<str>>,
+    /// The statement after which it fell idle, without its values; `None` if it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statement: Option<Arc<str>>,
+    /// The W3C trace that the statement said it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Arc<str>>,
     /// On what the limit is founded; `None` if it is a configured one.
     #[serde(flatten)]
     pub grounds: Option<Grounds>,

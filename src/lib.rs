@@ -2,8 +2,8 @@
 //!
 //! The floors, lowest first; a lower one never imports a higher one (`tests/it/floors.rs` checks):
 //!
-//! 0. [`ids`], [`policy`], [`event`], [`snapshot`], [`wire::frame`], [`wire::startup`], [`wire::vars`],
-//!    [`wire::pin`], [`wire::reply`]: names, limits, facts, bytes.
+//! 0. [`ids`], [`policy`], [`event`], [`snapshot`], [`fingerprint`], [`wire::frame`], [`wire::startup`],
+//!    [`wire::vars`], [`wire::pin`], [`wire::reply`], [`wire::tags`]: names, limits, facts, bytes.
 //! 1. [`activity`], [`history`], [`ledger`], [`judge`], [`forecast`], [`wire::pulse`]: every checkout and its one
 //!    state; evidence in, verdict out. No clock, no I/O, no async, no logging.
 //! 2. [`clock`], [`telemetry`]: the one clock; facts to counters and log lines, snapshots to gauges.
@@ -20,6 +20,7 @@ pub mod conn;
 pub mod dial;
 pub mod drill;
 pub mod event;
+pub mod fingerprint;
 pub mod forecast;
 pub mod healthcheck;
 pub mod history;

@@ -5,6 +5,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde::Serialize;
 
+mod rules;
+
+pub use self::rules::{Rule, Rules};
+
 /// What the watchdog may do about a leak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -69,6 +73,10 @@ pub struct Policy {
     pub idle_session: Duration,
     /// `leaks.floor`: no checkout is suspect for being idle for less because of what is usual.
     pub floor: Duration,
+    /// `leaks.rules`: whose pauses may be longer.
+    pub rules: Rules,
+    /// `leaks.longest_hold`: what an application may declare itself.
+    pub longest_hold: Duration,
     /// `leaks.budget`.
     pub budget: Budget,
     /// `pool.mode`.
@@ -93,6 +101,8 @@ impl Default for Policy {
             idle_in_transaction: Duration::from_secs(30),
             idle_session: Duration::from_secs(600),
             floor: Duration::from_secs(5),
+            rules: Rules::default(),
+            longest_hold: Duration::from_secs(900),
             budget: Budget { share: 0.25, per: Duration::from_secs(60) },
             mode: PoolMode::Transaction,
             size: 20,

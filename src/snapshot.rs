@@ -156,6 +156,10 @@ pub struct CheckoutSnapshot {
     pub holder: std::sync::Arc<Holder>,
     /// What the application says that it is doing; `null` if it does not say.
     pub route: Option<std::sync::Arc<str>>,
+    /// Of a suspect, the statement after which it fell idle, without its values.
+    pub statement: Option<std::sync::Arc<str>>,
+    /// Of a suspect, the W3C trace that the statement said it belongs to.
+    pub trace: Option<std::sync::Arc<str>>,
     /// What its connection is doing.
     pub phase: ConnState,
     /// Seconds since the checkout began.

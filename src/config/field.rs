@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::keys::DAY;
 use super::{Config, Listen, LogTarget};
-use crate::policy::Budget;
+use crate::policy::{Budget, Rules};
 
 /// The type of a key, its range, and its place in [`Config`].
 #[allow(missing_docs, reason = "min and max are inclusive; the functions are the way in and out of Config")]
@@ -186,6 +186,10 @@ pub(super) fn log_target(text: &str) -> Result<LogTarget, Fault> {
         "stdout" => Ok(LogTarget::Stdout),
         path => Ok(LogTarget::File(PathBuf::from(path))),
     }
+}
+
+pub(super) fn rules(text: &str) -> Result<Rules, Fault> {
+    Rules::parse(text).map_err(|problem| Fault::new("is no list of rules", problem))
 }
 
 pub(super) fn budget(text: &str) -> Result<Budget, Fault> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::door::{self, AuthMethod, DoorMode};
-use super::field::{Fault, Field, address, budget, listen, log_target, show_budget, show_duration};
+use super::field::{Fault, Field, address, budget, listen, log_target, rules, show_budget, show_duration};
 use super::{Config, Token, Upstream};
 use crate::event::Channel;
 use crate::notify::{Target, Template};
@@ -29,7 +29,7 @@ pub const KEYS: &[Key] = &[
         name: "admin",
         default: Some("127.0.0.1:9632"),
         doc: "Where metrics, health, the page and the read-only API are served over HTTP, without a password. \
-              It shows who holds which connection, and no SQL.",
+              It shows who holds which connection, and no SQL but the statements of suspects, without their values.",
         secret: false,
         flag: Some("--admin"),
         field: Field::Text {
@@ -323,6 +323,28 @@ pub const KEYS: &[Key] = &[
         secret: false,
         flag: None,
         field: Field::Time { min: HUNDREDTH, max: MONTH, at: |config| &mut config.policy.floor },
+    },
+    Key {
+        name: "leaks.rules",
+        default: Some("off"),
+        doc: "Whose pauses may be longer, or are never a leak: app, user, database and route, with * for anything, \
+              and what they are granted. The first rule that applies counts.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "off, or rules such as app=nightly*, user=etl never; route=GET /export 10m",
+            set: |config, text| rules(text).map(|value| config.policy.rules = value),
+            show: |config| config.policy.rules.to_string(),
+        },
+    },
+    Key {
+        name: "leaks.longest_hold",
+        default: Some("15m"),
+        doc: "How long a pause an application may announce: SET LOCAL pgleash.hold = '10m' in its transaction, or \
+              pgleash_hold='10m' in a comment of a statement. 0s: none.",
+        secret: false,
+        flag: None,
+        field: Field::Time { min: Duration::ZERO, max: MONTH, at: |config| &mut config.policy.longest_hold },
     },
     Key {
         name: "leaks.budget",

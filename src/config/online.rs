@@ -19,6 +19,8 @@ const ONLINE: &[&str] = &[
     "leaks.idle_in_transaction",
     "leaks.idle_session",
     "leaks.floor",
+    "leaks.rules",
+    "leaks.longest_hold",
     "leaks.budget",
 ];
 
@@ -100,6 +102,8 @@ mod tests {
             ("leaks.idle_in_transaction", "7s"),
             ("leaks.idle_session", "7m"),
             ("leaks.floor", "7s"),
+            ("leaks.rules", "app=batch never"),
+            ("leaks.longest_hold", "7m"),
             ("leaks.budget", "7%/1m"),
         ];
         assert_eq!(values.map(|(key, _)| key), ONLINE);

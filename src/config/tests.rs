@@ -75,6 +75,8 @@ fn every_key_reaches_its_place() {
         "leaks.idle_in_transaction=2s",
         "leaks.idle_session=3s",
         "leaks.floor=1s",
+        "leaks.rules=app=nightly* 10m",
+        "leaks.longest_hold=1h",
         "leaks.budget=12.5%/30s",
         "events.log=/var/log/pgleash.jsonl",
     ])
@@ -109,6 +111,8 @@ fn every_key_reaches_its_place() {
             idle_in_transaction: Duration::from_secs(2),
             idle_session: Duration::from_secs(3),
             floor: Duration::from_secs(1),
+            rules: crate::policy::Rules::parse("app=nightly* 10m").unwrap(),
+            longest_hold: Duration::from_secs(3600),
             budget: Budget { share: 0.125, per: Duration::from_secs(30) },
             mode: PoolMode::Session,
             size: 7,

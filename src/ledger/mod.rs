@@ -19,7 +19,7 @@ use crate::event::{CloseReason, Event, Grounds, Reason, Resolution, Suppression}
 use crate::forecast::Forecast;
 use crate::history::{GroupId, History};
 use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey};
-use crate::policy::{Allowance, Policy};
+use crate::policy::Policy;
 use crate::wire::pin::Pin;
 
 use self::peaks::Peaks;
@@ -101,7 +101,11 @@ struct Checkout<L> {
     /// What its application says that it is doing.
     route: Option<Arc<str>>,
     group: GroupId,
-    allowance: Allowance,
+    /// The pause that its client has announced.
+    declared: Option<Duration>,
+    /// The fingerprint of the statement after which it became suspect, and its trace.
+    statement: Option<Arc<str>>,
+    trace: Option<Arc<str>>,
     /// The longest pauses that it has ended, and until when they are known.
     worst: [Duration; Pause::ALL.len()],
     heard: Moment,
@@ -246,7 +250,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             pinned: None,
             route: None,
             group,
-            allowance: Allowance::Usual,
+            declared: None,
+            statement: None,
+            trace: None,
             worst: Default::default(),
             heard: now,
             mark: Mark::Held,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use crate::activity::{Activity, Phase};
+use crate::activity::{Activity, Pause, Phase};
 use crate::event::TopHolder;
 use crate::ids::{CheckoutId, Moment};
 use crate::judge;
@@ -30,11 +30,17 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             self.stale(),
             oldest.unwrap_or_default().as_secs_f64(),
         );
-        for (n, top) in self.top_holders(now).into_iter().enumerate() {
+        let mut tops = self.top_holders(now);
+        if tops.is_empty() {
+            // Nothing is stale yet: then the one who pauses most.
+            tops = self.tops(|checkout| Pause::of(checkout.leash.as_ref().observe().phase).is_some(), now);
+            tops.truncate(1);
+        }
+        for (n, top) in tops.into_iter().enumerate() {
             let app = if top.app.is_empty() { "(no application_name)" } else { &top.app };
             let route = top.route.map(|route| format!(" {route}")).unwrap_or_default();
-            let lead = if n == 0 { ", most stale: " } else { ", " };
-            let _ = write!(told, "{lead}{app}{route} ({} for {:.0} s in all)", top.stale, top.stale_seconds);
+            let lead = if n == 0 { ", most idle: " } else { ", " };
+            let _ = write!(told, "{lead}{app}{route} ({} for {:.1} s in all)", top.stale, top.stale_seconds);
         }
         let _ = write!(told, ", {} clients waiting", self.waits.len());
         told
@@ -43,8 +49,12 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// Who has the stale checkouts, by the time they have been idle for, at most [`Self::TOP`] of them: the cause,
     /// where those that merely wait or work are its victims.
     pub fn top_holders(&self, now: Moment) -> Vec<TopHolder> {
+        self.tops(Checkout::is_stale, now)
+    }
+
+    fn tops(&self, counts: impl Fn(&Checkout<L>) -> bool, now: Moment) -> Vec<TopHolder> {
         let mut tops = BTreeMap::new();
-        for checkout in self.checkouts.values().filter(|checkout| checkout.is_stale()) {
+        for checkout in self.checkouts.values().filter(|checkout| counts(checkout)) {
             let idle = now.since(checkout.leash.as_ref().observe().last_active).as_secs_f64();
             let top: &mut (usize, f64) =
                 tops.entry((&checkout.holder.app, checkout.route.as_ref())).or_default();
@@ -75,7 +85,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             ..ConnCounts::default()
         };
         let idlers = idlers_of(self.checkouts.values(), &self.history);
-        let mut habits = Habits::new(&self.history, now);
+        let mut habits = Habits::new(&self.history, policy, &self.pool, now);
         let holders: Vec<_> = self
             .checkouts
             .iter()
@@ -146,10 +156,13 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             Mark::Held => judge::explain(&case, &verdict, policy, None, now),
             Mark::Suspect { left_alone, .. } => judge::explain(&case, &verdict, policy, left_alone, now),
         };
+        let suspect = checkout.mark != Mark::Held;
         CheckoutSnapshot {
             id,
             holder: Arc::clone(&checkout.holder),
             route: checkout.route.clone(),
+            statement: suspect.then(|| checkout.statement.clone()).flatten(),
+            trace: suspect.then(|| checkout.trace.clone()).flatten(),
             limit_seconds: verdict.limit.as_secs_f64(),
             grounds: verdict.grounds,
             phase: match seen.phase {

@@ -1,14 +1,15 @@
 //! The look at every checkout: who has become suspect, who has come back, what is due.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::activity::{Activity, Observed, Pause};
 use crate::event::{Event, Evidence, Reason, Resolution, Suppression};
 use crate::forecast::Turn;
 use crate::history::{GroupId, Habit, History};
-use crate::ids::{CheckoutId, Moment};
+use crate::ids::{CheckoutId, Moment, PoolKey};
 use crate::judge::{self, Case, Stage, Turnover, Verdict};
-use crate::policy::Policy;
+use crate::policy::{Allowance, Policy};
 
 use super::{Checkout, Ledger, Mark, Suspicion, evidence, widened};
 
@@ -52,7 +53,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             checkout.tell_pauses(&mut self.history, now);
         }
         let pressed = self.is_pressed(policy);
-        let mut habits = Habits::new(&self.history, now);
+        let mut habits = Habits::new(&self.history, policy, &self.pool, now);
         // Few ask what their siblings do; for the others one look is enough.
         let mut asking = Vec::new();
         for (id, checkout) in &mut checkouts {
@@ -108,6 +109,11 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         }
         if checkout.mark == Mark::Held && verdict.stage == Stage::Fine {
             return;
+        }
+        if !matches!(checkout.mark, Mark::Suspect { seen: before, .. } if before.epoch() == seen.epoch()) {
+            let activity = checkout.leash.as_ref();
+            checkout.statement = Some(activity.statement()).filter(|text| !text.is_empty()).map(Arc::from);
+            checkout.trace = activity.trace().map(|trace| trace.text().into());
         }
         checkout.mark = self.remark(id, checkout, &verdict, seen, now, &mut sweep.events);
         if let (Mark::Suspect { of, left_alone, .. }, Stage::Due) = (checkout.mark, verdict.stage) {
@@ -172,7 +178,7 @@ impl<L: AsRef<Activity>> Checkout<L> {
         Case {
             seen,
             pinned: self.pinned,
-            allowance: self.allowance,
+            allowance: habits.allowance(self),
             habit: pause.map(|pause| habits.of(self.group, pause)).unwrap_or_default(),
             own_worst: pause.map_or(Duration::ZERO, |pause| self.worst[pause as usize]),
             turnover: Turnover::default(),
@@ -181,20 +187,48 @@ impl<L: AsRef<Activity>> Checkout<L> {
     }
 }
 
-/// What is usual for each group, looked up once in a look at all.
+/// What is usual for each group, and what rules grant it, looked up once in a look at all.
 pub(super) struct Habits<'a> {
     history: &'a History,
-    known: Vec<[Option<Habit>; Pause::ALL.len()]>,
+    policy: &'a Policy,
+    pool: &'a PoolKey,
+    known: Vec<Known>,
     now: Moment,
 }
 
+#[derive(Clone, Default)]
+struct Known {
+    habits: [Option<Habit>; Pause::ALL.len()],
+    granted: Option<Allowance>,
+}
+
 impl<'a> Habits<'a> {
-    pub(super) fn new(history: &'a History, now: Moment) -> Self {
-        Self { history, known: vec![Default::default(); history.groups()], now }
+    pub(super) fn new(history: &'a History, policy: &'a Policy, pool: &'a PoolKey, now: Moment) -> Self {
+        Self { history, policy, pool, known: vec![Known::default(); history.groups()], now }
+    }
+
+    /// What rules grant, or the checkout's client has announced.
+    fn allowance<L>(&mut self, checkout: &Checkout<L>) -> Allowance {
+        let rules = &self.policy.rules;
+        let granted = if rules.is_empty() {
+            Allowance::Usual
+        } else {
+            let grant = || rules.grant(self.pool, &checkout.holder.app, checkout.route.as_deref());
+            match &mut self.known[checkout.group.index()].granted {
+                // A group of many kinds.
+                _ if checkout.group == History::OTHER => grant(),
+                known => *known.get_or_insert_with(grant),
+            }
+        };
+        match (granted, checkout.declared) {
+            (Allowance::AtLeast(granted), Some(declared)) => Allowance::AtLeast(granted.max(declared)),
+            (Allowance::Usual, Some(declared)) => Allowance::AtLeast(declared),
+            (granted, _) => granted,
+        }
     }
 
     fn of(&mut self, group: GroupId, pause: Pause) -> Habit {
-        let known = &mut self.known[group.index()][pause as usize];
+        let known = &mut self.known[group.index()].habits[pause as usize];
         *known.get_or_insert_with(|| self.history.habit(group, pause, self.now))
     }
 }

@@ -87,6 +87,8 @@ pub(super) fn evidence<L: AsRef<Activity>>(
         idle_seconds: now.since(checkout.leash.as_ref().observe().last_active).as_secs_f64(),
         limit_seconds: of.limit.as_secs_f64(),
         route: checkout.route.clone(),
+        statement: checkout.statement.clone(),
+        trace: checkout.trace.clone(),
         grounds: of.grounds,
     }
 }

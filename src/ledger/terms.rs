@@ -7,7 +7,7 @@ use crate::activity::{Activity, Pause};
 use crate::event::{Event, Evidence, Reason, Widening};
 use crate::history::History;
 use crate::ids::{CheckoutId, Moment, PoolKey};
-use crate::policy::{Allowance, Policy};
+use crate::policy::Policy;
 use crate::wire::pin::Pin;
 
 use super::{Checkout, Ledger, Suspicion};
@@ -32,10 +32,10 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         checkout.route = Some(Arc::clone(route));
     }
 
-    /// The checkout is granted this, from now on.
-    pub fn allowed(&mut self, id: CheckoutId, allowance: Allowance) {
+    /// The checkout is granted pauses of this length, from now on.
+    pub fn declared(&mut self, id: CheckoutId, length: Duration) {
         if let Some(checkout) = self.checkouts.get_mut(&id) {
-            checkout.allowance = allowance;
+            checkout.declared = Some(length);
         }
     }
 

@@ -288,7 +288,7 @@ fn the_one_who_gets_nothing_is_told_who_has_it() {
     assert_eq!(
         scene.ledger.diagnosis(&scene.policy, at(20)),
         "2 of 10 server connections of app@shop in use, 1 of them stale, oldest checkout 20.0 s, \
-         most stale: app-1 (1 for 20 s in all), 1 clients waiting"
+         most idle: app-1 (1 for 20.0 s in all), 1 clients waiting"
     );
     assert_eq!(scene.show(20).oldest_wait_seconds, 5.0);
     scene.ledger.wait_ends(wait);

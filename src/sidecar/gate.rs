@@ -30,6 +30,7 @@ use super::auth::Origin;
 use super::cancel::CancelKey;
 use super::entry::{first_packet, prove};
 use super::pipe::Pipe;
+use super::reader::Reader;
 use super::session::{Place, Session, Shared, draining, refusal};
 
 /// How long a client may take to say who it is, and to prove it.
@@ -137,7 +138,8 @@ pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
             let own = Arc::clone(&vars);
             let (place, client) = (Some(place), caller.io);
             let names = Names::default();
-            Session { place, hub, pool, holder, shared, client, up, vars, own, names }.serve().await;
+            let reader = Reader::new();
+            Session { place, hub, pool, holder, shared, client, up, vars, own, names, reader }.serve().await;
         }
         Err(turned) => {
             drop(place);

@@ -12,6 +12,7 @@ pub mod http;
 mod hub;
 pub mod pipe;
 mod places;
+pub mod reader;
 pub mod relay;
 pub mod reload;
 pub mod session;

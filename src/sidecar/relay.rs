@@ -27,6 +27,7 @@ use crate::wire::reply::read_parameter_status;
 use crate::wire::vars::{self, Vars};
 
 use super::pipe::Pipe;
+use super::reader::{Reader, Said};
 use super::session::Shared;
 use super::words::Words;
 
@@ -54,6 +55,15 @@ impl Orders {
     pub fn is_cut(&self) -> bool {
         self.0.load(Ordering::Acquire) >= 2
     }
+}
+
+/// What the ledger is told while a checkout is out.
+#[derive(Debug)]
+pub enum News {
+    /// The connection stays with its client, for this reason.
+    Pinned(Pin),
+    /// The client has said this of its work.
+    Said(Said),
 }
 
 /// Why a relay ended.
@@ -110,6 +120,9 @@ pub struct Relay<'a> {
     pub names: Option<&'a mut Names>,
     down: Pipe,
     words: Words,
+    reader: &'a mut Reader,
+    /// What the client has said of its work, and nobody has been told.
+    said: Vec<Said>,
     presence: Presence,
     /// While the client is not read from: when to look whether it is still there.
     look: Option<Timer>,
@@ -137,7 +150,7 @@ impl<'a> Relay<'a> {
         wire: &'a mut Wire,
         shared: &'a Shared,
         (vars, mut names): (&'a mut Arc<Vars>, Option<&'a mut Names>),
-        words: Words,
+        (words, reader): (Words, &'a mut Reader),
     ) -> Self {
         if let Some(names) = &mut names {
             wire.prepared.begin(names);
@@ -153,6 +166,8 @@ impl<'a> Relay<'a> {
             names,
             down,
             words,
+            reader,
+            said: Vec::new(),
             presence: Presence::Here,
             look: None,
             sending: 0,
@@ -164,18 +179,19 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Relays until there is a reason to stop. `on_pin` is told when the session comes to keep the
-    /// connection. What the server has sent and the client has not got stays in the wire's inbox.
+    /// Relays until there is a reason to stop. `on_news` is told when the session comes to keep the
+    /// connection, and what its statements say. What the server has sent and the client has not got stays in the wire's inbox.
     ///
     /// Not cancel safe: a dropped call loses the place in the conversation.
-    pub async fn run(mut self, mut on_pin: impl FnMut(Pin)) -> Ended {
+    pub async fn run(mut self, mut on_news: impl FnMut(News)) -> Ended {
         let mut told = None;
         let end = poll_fn(|cx| {
             let end = self.poll(cx);
             if self.words.pinned() != told {
                 told = self.words.pinned();
-                told.into_iter().for_each(&mut on_pin);
+                told.map(News::Pinned).into_iter().for_each(&mut on_news);
             }
+            self.said.drain(..).map(News::Said).for_each(&mut on_news);
             end
         })
         .await;
@@ -283,7 +299,7 @@ impl<'a> Relay<'a> {
 
     /// Looks at what the client sent, up to what may go on.
     fn walk_up(&mut self) -> Result<(), End> {
-        let Self { up, wire, words, names, sending, .. } = self;
+        let Self { up, wire, words, names, sending, reader, said, tether, .. } = self;
         let Wire { pulse, prepared, .. } = &mut **wire;
         while !pulse.is_full() && !prepared.is_full() {
             let place = up.place();
@@ -298,6 +314,7 @@ impl<'a> Relay<'a> {
                     let fate = names.as_mut().map_or(Up::Pass, |names| prepared.up(frame, names, pulse));
                     if fate != Up::Wait {
                         words.frame(frame);
+                        reader.frame(frame.tag, frame.body);
                     }
                     up.put(prepared.out());
                     match fate {
@@ -315,6 +332,7 @@ impl<'a> Relay<'a> {
                 }
                 Cut::Body(piece, taken) => {
                     words.body(piece);
+                    reader.body(piece);
                     prepared.up_body(piece);
                     taken
                 }
@@ -324,6 +342,7 @@ impl<'a> Relay<'a> {
             if up.ends_frame() {
                 pulse.sent(*sending);
                 let found = words.frame_ends();
+                said.extend(reader.frame_ends(*sending, &tether.activity).into_iter().flatten());
                 if let Some(names) = names {
                     prepared.up_ends(found, names, pulse);
                     up.put(prepared.out());

@@ -26,7 +26,8 @@ use crate::wire::vars::{self, Vars};
 use super::Hub;
 use super::cancel::{CancelKey, Turn};
 use super::pipe::Pipe;
-use super::relay::{End, Ended, Orders, Relay, wanted_up};
+use super::reader::{Reader, Said};
+use super::relay::{End, Ended, News, Orders, Relay, wanted_up};
 use super::words::Words;
 
 /// What the rest of the process can reach of a session.
@@ -82,6 +83,8 @@ pub struct Session {
     pub own: Arc<Vars>,
     /// What it has prepared, in transaction mode.
     pub names: Names,
+    /// What it says of its work.
+    pub reader: Reader,
 }
 
 /// What an idle client did.
@@ -194,10 +197,10 @@ impl Session {
     async fn relay(&mut self, checkout: &Checkout, wire: &mut Wire, words: Words) -> Ended {
         self.shared.set_conn(Some(Arc::clone(checkout.conn())));
         let ended = {
-            let Self { hub, client, up, shared, vars, names, .. } = &mut *self;
+            let Self { hub, client, up, shared, vars, names, reader, .. } = &mut *self;
             let names = (hub.mode == PoolMode::Transaction).then_some(names);
-            let relay = Relay::new(client, up, wire, shared, (vars, names), words);
-            relay.run(|pin| checkout.pinned(pin)).await
+            let relay = Relay::new(client, up, wire, shared, (vars, names), (words, reader));
+            relay.run(|news| tell(checkout, news)).await
         };
         self.shared.set_conn(None);
         if ended.words.reset() {
@@ -313,6 +316,15 @@ pub struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.hub.forget(self.session);
+    }
+}
+
+/// Tells the ledger what the client has said, or has come to hold.
+fn tell(checkout: &Checkout, news: News) {
+    match news {
+        News::Pinned(pin) => checkout.pinned(pin),
+        News::Said(Said::Route(route)) => checkout.routed(&route),
+        News::Said(Said::Hold(length)) => checkout.declared(length),
     }
 }
 

@@ -37,6 +37,8 @@ pub fn evidence() -> Evidence {
         idle_seconds: 21.25,
         limit_seconds: 30.0,
         route: None,
+        statement: None,
+        trace: None,
         grounds: None,
     }
 }
@@ -310,6 +312,7 @@ fn leaking_holders() -> Vec<CheckoutSnapshot> {
     ];
     holders[7].pinned = Some("listen");
     holders[1].route = Some("POST /pay".into());
+    holders[1].statement = Some("update accounts set balance = balance - ? where id = $1".into());
     (holders[1].limit_seconds, holders[1].grounds) = (6.3, Some(grounds()));
     holders[5].why = "statement in flight for 44 s; slow, not a leak".to_owned();
     holders[5].next = "reported; never taken back".to_owned();
@@ -328,6 +331,8 @@ fn checkout(
         id: CheckoutId(id),
         holder,
         route: None,
+        statement: None,
+        trace: None,
         limit_seconds: limit,
         grounds: None,
         phase,

@@ -10,6 +10,7 @@ pub mod pulse;
 pub mod reply;
 pub mod scram;
 pub mod startup;
+pub mod tags;
 pub mod vars;
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Every module and its floor; one that is not listed counts to the module it is in.
 const FLOORS: &[(&str, u8)] = &[
     ("event", 0),
+    ("fingerprint", 0),
     ("ids", 0),
     ("policy", 0),
     ("snapshot", 0),
@@ -14,6 +15,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("wire::reply", 0),
     ("wire::scram", 0),
     ("wire::startup", 0),
+    ("wire::tags", 0),
     ("wire::vars", 0),
     ("activity", 1),
     ("forecast", 1),

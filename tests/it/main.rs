@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails to unwrap has failed")]
 #![allow(clippy::disallowed_methods, reason = "tests stand outside the process whose clock it is")]
 
+mod attribution;
 mod auth;
 mod bad_input;
 mod cancel;
