@@ -4,6 +4,8 @@
 
 #[path = "../../src/event.rs"]
 pub mod event;
+#[path = "../../src/fingerprint.rs"]
+pub mod fingerprint;
 #[path = "../../src/ids.rs"]
 pub mod ids;
 #[path = "../../src/wire/mod.rs"]

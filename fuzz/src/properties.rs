@@ -1,11 +1,13 @@
 //! What must hold for any bytes whatever. libFuzzer looks for bytes for which it does not; so does
 //! `tests/it/fuzz.rs`, for less long and with any toolchain, from the same corpus.
 
+use super::fingerprint;
 use super::wire::frame::{Cut, Cutter, Direction, FrameError, HEADER, whole_frames};
 use super::wire::pin::Scanner;
 use super::wire::pulse::Pulse;
 use super::wire::reply::{self, SqlState};
 use super::wire::startup::{self, FirstPacket, MAX_FIRST_PACKET};
+use super::wire::tags::Tags;
 use super::wire::vars::Reported;
 
 /// Bytes from somebody at the door, as the gate reads them: lengths and bodies, one after the other.
@@ -164,4 +166,17 @@ pub fn statements(bytes: &[u8]) {
     let mut pieces = Scanner::new(Reported::default());
     bytes.chunks(3).for_each(|piece| pieces.feed(piece));
     assert_eq!(pieces.finish(), whole.finish());
+    said(bytes);
+}
+
+/// What a statement says of itself, and what is shown of it, is short and has no control characters.
+fn said(bytes: &[u8]) {
+    let mut route = String::new();
+    if let Some(tags) = Tags::of(bytes, bytes)
+        && tags.route_into(&mut route)
+    {
+        assert!(!route.is_empty() && route.len() <= 128 && !route.contains(char::is_control));
+        tags.trace();
+    }
+    assert!(fingerprint::of(bytes).len() <= fingerprint::LONGEST + '…'.len_utf8());
 }

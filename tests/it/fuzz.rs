@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use pgleash::wire;
+use pgleash::{fingerprint, wire};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
