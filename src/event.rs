@@ -54,6 +54,12 @@ pub struct Evidence {
     /// The W3C trace that the statement said it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<Arc<str>>,
+    /// What the statement in flight waits for, and whose checkouts it waits for; absent if it was not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<Wait>,
+    /// Process ids of the backends that it waits for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocked_by: Vec<i32>,
     /// On what the limit is founded; `None` if it is a configured one.
     #[serde(flatten)]
     pub grounds: Option<Grounds>,
@@ -164,6 +170,25 @@ pub enum Event {
         resolution: Resolution,
         #[serde(flatten)]
         evidence: Evidence,
+    },
+    /// While statements were slow, a large table was read from end to end far more than usual. Told once in ten
+    /// minutes for a table. `apps` have slow statements.
+    MissingIndexSuspected {
+        pool: PoolKey,
+        table: String,
+        scans_per_second: f64,
+        rows_read_per_second: f64,
+        usual_rows_read_per_second: f64,
+        apps: Vec<String>,
+    },
+    /// The server could not be asked what slow statements wait for. Told once, until it can.
+    SurveyFailed {
+        pool: PoolKey,
+        detail: String,
+    },
+    /// It can be asked again.
+    SurveyRecovered {
+        pool: PoolKey,
     },
     /// Stale checkouts grow, and will leave too little of the pool within ten minutes. `holders` has the largest
     /// holders of stale checkouts.
@@ -310,6 +335,8 @@ impl Event {
             | Event::ExhaustionForeseen { .. }
             | Event::ReloadRefused { .. } => Level::Error,
             Event::LeakDetected { .. }
+            | Event::MissingIndexSuspected { .. }
+            | Event::SurveyFailed { .. }
             | Event::ReclaimSuppressed { .. }
             | Event::NotificationsFailing { .. }
             | Event::ClientRefused { .. } => Level::Warn,
@@ -323,6 +350,7 @@ impl Event {
             | Event::ConnectionClosed { .. }
             | Event::LeakResolved { .. }
             | Event::LimitWidened { .. }
+            | Event::SurveyRecovered { .. }
             | Event::ExhaustionAverted { .. }
             | Event::CredentialsReloaded { .. }
             | Event::UpstreamRecovered { .. }

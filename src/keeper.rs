@@ -20,6 +20,7 @@ use crate::ledger::Due;
 use crate::policy::Action;
 use crate::pool::WatchedPool;
 use crate::probe::Backend;
+use crate::survey;
 
 /// What the keeper shares with the rest of the process.
 #[derive(Debug, Default)]
@@ -104,6 +105,7 @@ impl Keeper {
             self.carry_out(pool, due, now);
         }
         pool.reap(now);
+        survey::look(pool, now);
         inner.probe.expire(now);
         sweep.next
     }

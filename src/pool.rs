@@ -30,6 +30,7 @@ use crate::policy::{LivePolicy, Policy};
 use crate::probe::Probe;
 use crate::slots::Slots;
 use crate::snapshot::PoolSnapshot;
+use crate::survey::Survey;
 use crate::valve::{Flow, Valve};
 
 pub use crate::dial::describe;
@@ -71,6 +72,7 @@ pub(crate) struct Inner {
     pub(crate) target: ArcSwap<Target>,
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) probe: Probe,
+    pub(crate) survey: Survey,
     pub(crate) ledger: Mutex<Ledger<Leash>>,
     pub(crate) reclaims: Mutex<VecDeque<Moment>>,
     /// Tells the keeper to look now.
@@ -138,6 +140,7 @@ impl WatchedPool {
         let (janitor, jobs) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             probe: Probe::default(),
+            survey: Survey::default(),
             ledger: Mutex::new(Ledger::new(key.clone())),
             reclaims: Mutex::default(),
             attention,

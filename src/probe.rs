@@ -10,7 +10,7 @@ use tokio_postgres::SimpleQueryMessage;
 
 use crate::clock;
 use crate::conn::ServerConn;
-use crate::dial::{Dialled, Target};
+use crate::dial::{Dialled, Target, describe};
 use crate::event::RecycleOutcome;
 use crate::ids::Moment;
 
@@ -96,7 +96,11 @@ impl Probe {
     }
 
     /// Of several hosts only the connection's own knows about its backend.
-    async fn query(&self, conn: &ServerConn, sql: &str) -> Result<Vec<SimpleQueryMessage>, String> {
+    pub(crate) async fn query(
+        &self,
+        conn: &ServerConn,
+        sql: &str,
+    ) -> Result<Vec<SimpleQueryMessage>, String> {
         let asking = async {
             let mut open = self.open.lock().await;
             // Out of its place while it is asked: one that does not answer in time is not asked again.
@@ -105,11 +109,11 @@ impl Probe {
                 Some(line) => line,
                 None => {
                     let dialled = target_for(&conn.target).dial_at(&conn.address).await;
-                    let dialled = dialled.map_err(|error| error.to_string())?;
+                    let dialled = dialled.map_err(|error| describe(&error))?;
                     Line { dialled, used: clock::now() }
                 }
             };
-            let rows = line.dialled.client.simple_query(sql).await.map_err(|error| error.to_string())?;
+            let rows = line.dialled.client.simple_query(sql).await.map_err(|error| describe(&error))?;
             line.used = clock::now();
             *open = Some(line);
             Ok(rows)

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::event::{Grounds, Reason, TopHolder, closed_set};
+use crate::event::{Grounds, Reason, TopHolder, Wait, closed_set};
 use crate::ids::{CheckoutId, Holder, PoolKey};
 
 closed_set! {
@@ -146,6 +146,19 @@ pub struct Limits {
     pub wait_timeout: f64,
 }
 
+/// Who has what a statement waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Blocker {
+    /// Process id of its backend.
+    pub backend_pid: i32,
+    /// Its checkout; `null` if it does not come through this pool.
+    pub checkout: Option<CheckoutId>,
+    /// `application_name`.
+    pub app: Option<String>,
+    /// What its application says that it is doing.
+    pub route: Option<std::sync::Arc<str>>,
+}
+
 /// One checkout at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckoutSnapshot {
@@ -156,6 +169,12 @@ pub struct CheckoutSnapshot {
     pub holder: std::sync::Arc<Holder>,
     /// What the application says that it is doing; `null` if it does not say.
     pub route: Option<std::sync::Arc<str>>,
+    /// What its statement in flight waits for; `null` if it was not asked.
+    pub waits_for: Option<Wait>,
+    /// Whom it waits for.
+    pub blocked_by: Vec<Blocker>,
+    /// How many checkouts wait for it.
+    pub blocks: usize,
     /// Of a suspect, the statement after which it fell idle, without its values.
     pub statement: Option<std::sync::Arc<str>>,
     /// Of a suspect, the W3C trace that the statement said it belongs to.

@@ -132,6 +132,22 @@ closed_set! {
 }
 
 closed_set! {
+    /// What a statement in flight waits for, as the server says.
+    Wait {
+        /// Nothing: it runs.
+        Running => "running",
+        /// A lock that another has.
+        Lock => "lock",
+        /// Reading or writing files.
+        Io => "io",
+        /// Its client: it has rows that nobody reads, or wants data that nobody sends.
+        Client => "client",
+        /// Anything else that the server knows a name for.
+        Other => "other",
+    }
+}
+
+closed_set! {
     /// What showed that a limit was too narrow.
     Widening {
         /// A suspect came home.

@@ -9,6 +9,7 @@ mod show;
 mod sweep;
 mod taken;
 mod terms;
+mod waits;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use self::peaks::Peaks;
 pub use self::sweep::{Due, Sweep};
 use self::taken::evidence;
 use self::terms::widened;
+pub use self::waits::Waiting;
 
 /// Where a live server connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +108,8 @@ struct Checkout<L> {
     /// The fingerprint of the statement after which it became suspect, and its trace.
     statement: Option<Arc<str>>,
     trace: Option<Arc<str>>,
+    /// What its statement waits for, and of which of its moves that is said.
+    waiting: Option<(u64, Waiting)>,
     /// The longest pauses that it has ended, and until when they are known.
     worst: [Duration; Pause::ALL.len()],
     heard: Moment,
@@ -253,6 +257,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             declared: None,
             statement: None,
             trace: None,
+            waiting: None,
             worst: Default::default(),
             heard: now,
             mark: Mark::Held,

@@ -13,6 +13,7 @@ use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnaps
 use crate::wire::pin::Pin;
 
 use super::sweep::{Habits, Idlers, idlers_of, turnover};
+use super::waits;
 use super::{Checkout, Ledger, Mark, Place};
 
 impl<L: AsRef<Activity> + Clone> Ledger<L> {
@@ -86,11 +87,13 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         };
         let idlers = idlers_of(self.checkouts.values(), &self.history);
         let mut habits = Habits::new(&self.history, policy, &self.pool, now);
-        let holders: Vec<_> = self
+        let by_pid = self.by_pid();
+        let mut holders: Vec<_> = self
             .checkouts
             .iter()
             .map(|(id, checkout)| self.show(*id, checkout, &idlers, &mut habits, policy, now))
             .collect();
+        self.tell_waits(&mut holders, &by_pid);
         // A connection that died under its holder is no longer in any state.
         let live = self.checkouts.values().map(|checkout| self.conns.contains_key(&checkout.conn));
         for (holder, _) in holders.iter().zip(live).filter(|(_, live)| *live) {
@@ -161,6 +164,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             id,
             holder: Arc::clone(&checkout.holder),
             route: checkout.route.clone(),
+            waits_for: None,
+            blocked_by: Vec::new(),
+            blocks: 0,
             statement: suspect.then(|| checkout.statement.clone()).flatten(),
             trace: suspect.then(|| checkout.trace.clone()).flatten(),
             limit_seconds: verdict.limit.as_secs_f64(),
@@ -183,6 +189,32 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             },
             why,
             next,
+        }
+    }
+
+    /// What statements in flight wait for, and who holds others up.
+    fn tell_waits(
+        &self,
+        holders: &mut [CheckoutSnapshot],
+        by_pid: &BTreeMap<i32, (CheckoutId, &Checkout<L>)>,
+    ) {
+        let mut blocks: BTreeMap<i32, usize> = BTreeMap::new();
+        for (holder, checkout) in holders.iter_mut().zip(self.checkouts.values()) {
+            let Some(waiting) = checkout.waiting().filter(|_| holder.phase == ConnState::Active) else {
+                continue;
+            };
+            holder.waits_for = Some(waiting.wait);
+            holder.blocked_by = self.blockers(waiting, by_pid);
+            holder.why.push_str(&waits::words(waiting, &holder.blocked_by));
+            for pid in &waiting.blocked_by {
+                *blocks.entry(*pid).or_default() += 1;
+            }
+        }
+        for holder in holders {
+            holder.blocks = blocks.get(&holder.backend_pid).copied().unwrap_or(0);
+            if holder.blocks > 0 {
+                let _ = write!(holder.why, "; {} others wait for its locks", holder.blocks);
+            }
         }
     }
 }

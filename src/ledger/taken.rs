@@ -79,6 +79,7 @@ pub(super) fn evidence<L: AsRef<Activity>>(
     of: &Suspicion,
     now: Moment,
 ) -> Evidence {
+    let waiting = checkout.waiting();
     Evidence {
         checkout: id,
         holder: Arc::clone(&checkout.holder),
@@ -89,6 +90,8 @@ pub(super) fn evidence<L: AsRef<Activity>>(
         route: checkout.route.clone(),
         statement: checkout.statement.clone(),
         trace: checkout.trace.clone(),
+        waits_for: waiting.map(|waiting| waiting.wait),
+        blocked_by: waiting.map(|waiting| waiting.blocked_by.clone()).unwrap_or_default(),
         grounds: of.grounds,
     }
 }

@@ -154,6 +154,9 @@ impl Meters {
             | Event::CredentialsKept { .. }
             | Event::UpstreamRecovered { .. }
             | Event::LimitWidened { .. }
+            | Event::MissingIndexSuspected { .. }
+            | Event::SurveyFailed { .. }
+            | Event::SurveyRecovered { .. }
             | Event::ExhaustionForeseen { .. }
             | Event::ExhaustionAverted { .. }
             | Event::Reloaded { .. }

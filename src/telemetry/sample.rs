@@ -39,6 +39,8 @@ pub fn evidence() -> Evidence {
         route: None,
         statement: None,
         trace: None,
+        waits_for: None,
+        blocked_by: Vec::new(),
         grounds: None,
     }
 }
@@ -119,6 +121,7 @@ pub fn events() -> Vec<Event> {
             uses: 90_412,
         },
     ];
+    events.extend(slow());
     events.extend(changes());
     events.extend(notifications());
     events.extend([
@@ -126,6 +129,22 @@ pub fn events() -> Vec<Event> {
         Event::Stopped { drained: true, clients_cut: 0 },
     ]);
     events
+}
+
+/// What the server was asked about slow statements.
+fn slow() -> [Event; 3] {
+    [
+        Event::MissingIndexSuspected {
+            pool: payments(),
+            table: "public.orders".to_owned(),
+            scans_per_second: 12.5,
+            rows_read_per_second: 1_250_000.0,
+            usual_rows_read_per_second: 310.0,
+            apps: vec!["checkout-api".to_owned()],
+        },
+        Event::SurveyFailed { pool: payments(), detail: "no answer in time".to_owned() },
+        Event::SurveyRecovered { pool: payments() },
+    ]
 }
 
 /// Who has the most stale checkouts.
@@ -331,6 +350,9 @@ fn checkout(
         id: CheckoutId(id),
         holder,
         route: None,
+        waits_for: None,
+        blocked_by: Vec::new(),
+        blocks: 0,
         statement: None,
         trace: None,
         limit_seconds: limit,

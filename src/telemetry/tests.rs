@@ -198,7 +198,7 @@ fn the_log_has_one_json_object_a_line() {
         !names.contains(&"checked_out") && !names.contains(&"label_folded"),
         "debug facts are only counted"
     );
-    assert_eq!((names.first(), names.last(), lines.len()), (Some(&"started"), Some(&"stopped"), 29));
+    assert_eq!((names.first(), names.last(), lines.len()), (Some(&"started"), Some(&"stopped"), 32));
 
     let detected = &lines[names.iter().position(|name| *name == "leak_detected").unwrap()];
     assert_eq!(detected["level"], "warn");
@@ -270,7 +270,7 @@ fn a_log_that_cannot_be_written_is_counted() {
     }
     assert!(telemetry.flush(SOON));
     let series = samples(&telemetry.render(&sample::incident()));
-    assert_eq!(series["pgleash_log_lines_dropped_total"], 29.0);
+    assert_eq!(series["pgleash_log_lines_dropped_total"], 32.0);
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod pooling;
 mod prepared;
 mod protocol;
 mod reload;
+mod slow;
 mod support;
 mod tls;
 mod top;

@@ -90,14 +90,14 @@ fn events_can_be_followed_by_sequence_number() {
     let running = Running::start();
     let all = running.get("/api/v1/events").json();
     let all = all.as_array().unwrap();
-    assert_eq!(all.len(), 29);
+    assert_eq!(all.len(), 32);
     assert_eq!((&all[0]["seq"], &all[0]["event"]), (&Value::from(1), &Value::from("started")));
 
-    let news = running.get("/api/v1/events?after=27").json();
+    let news = running.get("/api/v1/events?after=30").json();
     let seqs: Vec<u64> =
         news.as_array().unwrap().iter().map(|event| event["seq"].as_u64().unwrap()).collect();
-    assert_eq!(seqs, [28, 29]);
-    assert_eq!(running.get("/api/v1/events?after=29").body, "[]");
+    assert_eq!(seqs, [31, 32]);
+    assert_eq!(running.get("/api/v1/events?after=32").body, "[]");
 }
 
 #[test]
