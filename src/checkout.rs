@@ -110,7 +110,7 @@ impl Checkout {
             let pool = || self.pool.inner().key.clone();
             let sink = &self.pool.inner().sink;
             sink.emit(Event::LeakDetected { pool: pool(), reason, evidence: evidence.clone() });
-            sink.emit(Event::LeakResolved { pool: pool(), reason, resolution, evidence });
+            sink.emit(Event::LeakResolved { pool: pool(), reason, resolution, left_alone: None, evidence });
         }
         self.hand_over(wire, plan, resolution);
     }

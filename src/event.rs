@@ -96,6 +96,28 @@ pub struct Grounds {
     pub ceiling_seconds: f64,
 }
 
+/// That a suspect had been due, and nothing was done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LeftAlone {
+    /// Why not.
+    #[serde(rename = "left_alone")]
+    pub because: Suppression,
+    /// For how long it had been due, in seconds.
+    #[serde(rename = "left_alone_seconds")]
+    pub seconds: f64,
+}
+
+/// The limits in force at the start, in seconds unless the name says otherwise.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "named as the configuration keys")]
+pub struct InForce {
+    pub idle_in_transaction_seconds: f64,
+    pub idle_session_seconds: f64,
+    pub floor_seconds: f64,
+    pub budget_share: f64,
+    pub budget_seconds: f64,
+}
+
 /// One fact.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -109,6 +131,8 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         control: Option<String>,
         action: &'static str,
+        #[serde(flatten)]
+        limits: InForce,
     },
     /// SIGTERM or SIGINT arrived: enforcement is off, clients are asked to leave.
     Draining {
@@ -163,11 +187,13 @@ pub enum Event {
         #[serde(flatten)]
         evidence: Evidence,
     },
-    /// A detected leak is over.
+    /// A detected leak is over. If its holder moved, `idle_seconds` is how long the pause was that has ended.
     LeakResolved {
         pool: PoolKey,
         reason: Reason,
         resolution: Resolution,
+        #[serde(flatten)]
+        left_alone: Option<LeftAlone>,
         #[serde(flatten)]
         evidence: Evidence,
     },

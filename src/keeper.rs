@@ -116,17 +116,14 @@ impl Keeper {
         if !due.leash.as_ref().confirm(due.seen) {
             return due.leash.0.waker.wake();
         }
-        let because = if pool.inner().policy.load().action == Action::Observe {
-            Some(Suppression::Observe)
-        } else if self.watch.is_disarmed() {
-            Some(Suppression::Draining)
+        if self.watch.is_disarmed() {
+            suppress(pool, due, Suppression::Draining, now);
+        } else if is_only_watched(pool) && due.left_alone == Some(Suppression::Observe) {
+            // Its verdict has been told.
+        } else if due.reason == Reason::ProtocolWedge {
+            self.confirm_then_act(pool, due);
         } else {
-            None
-        };
-        match because {
-            Some(because) => suppress(pool, due, because),
-            None if due.reason == Reason::ProtocolWedge => self.confirm_then_act(pool, due),
-            None => act(pool, due, now),
+            act(pool, due, now);
         }
     }
 
@@ -146,7 +143,7 @@ impl Keeper {
             if waits {
                 act(&pool, due, clock::now());
             } else {
-                suppress(&pool, due, Suppression::Unconfirmed);
+                suppress(&pool, due, Suppression::Unconfirmed, clock::now());
                 tokio::time::sleep(Keeper::LONGEST_SLEEP).await;
             }
             confirming.lock().unwrap_or_else(PoisonError::into_inner).remove(&checkout);
@@ -225,7 +222,13 @@ pub async fn reclaim_by_hand(pool: &WatchedPool, checkout: CheckoutId) -> ByHand
     ByHand::Taken
 }
 
-/// Takes the connection from its holder, if the budget allows and nobody has moved.
+/// Whether what is due is told, and not done.
+fn is_only_watched(pool: &WatchedPool) -> bool {
+    pool.inner().policy.load().action == Action::Observe
+}
+
+/// Takes the connection from its holder, if the budget allows and nobody has moved. Where nothing may be
+/// done it comes to the same verdict, budget included, and tells it.
 fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
     let inner = pool.inner();
     let policy = inner.policy.load();
@@ -235,7 +238,12 @@ fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
     }
     if reclaims.len() >= policy.budget.allowance(policy.size) {
         drop(reclaims);
-        return suppress(pool, due, Suppression::Budget);
+        return suppress(pool, due, Suppression::Budget, now);
+    }
+    if is_only_watched(pool) {
+        reclaims.push_back(now);
+        drop(reclaims);
+        return suppress(pool, due, Suppression::Observe, now);
     }
     // Decided and done under one swap, and under the ledger's lock, so that the checkout cannot end
     // between the swap and the mark.
@@ -248,15 +256,16 @@ fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
     } else {
         drop(ledger);
         drop(reclaims);
-        suppress(pool, due, Suppression::Moved);
+        suppress(pool, due, Suppression::Moved, now);
     }
 }
 
-/// Notes why nothing was done, and tells it once for each suspicion.
-fn suppress(pool: &WatchedPool, due: Due<Leash>, because: Suppression) {
+/// Notes why nothing was done, and tells it once for each suspicion; and once more when it would have been
+/// done in the end, had that been allowed.
+fn suppress(pool: &WatchedPool, due: Due<Leash>, because: Suppression, now: Moment) {
     let inner = pool.inner();
-    inner.ledger().left_alone(due.checkout, because);
-    if due.left_alone.is_some() {
+    inner.ledger().left_alone(due.checkout, because, now);
+    if due.left_alone.is_some() && because != Suppression::Observe {
         return;
     }
     let Due { reason, evidence, .. } = due;

@@ -69,9 +69,16 @@ enum Mark {
     /// Nothing is said against it.
     Held,
     /// Its idleness is past the suspect share of the limit.
-    Suspect { of: Suspicion, seen: Observed, left_alone: Option<Suppression> },
+    Suspect { of: Suspicion, seen: Observed, left_alone: Option<Spared> },
     /// The holder has lost it; the connection is on its way home.
     Reclaiming(Suspicion),
+}
+
+/// Why nothing is done about a suspect that is due, and since when.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Spared {
+    because: Suppression,
+    since: Moment,
 }
 
 /// What a checkout is suspected of, and the limit that it was measured by.
@@ -110,8 +117,9 @@ struct Checkout<L> {
     trace: Option<Arc<str>>,
     /// What its statement waits for, and of which of its moves that is said.
     waiting: Option<(u64, Waiting)>,
-    /// The longest pauses that it has ended, and until when they are known.
+    /// The longest pauses that it has ended, those of them that ended last, and until when they are known.
     worst: [Duration; Pause::ALL.len()],
+    latest: [Duration; Pause::ALL.len()],
     heard: Moment,
     mark: Mark,
     /// That it is overdue has been told.
@@ -259,6 +267,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             trace: None,
             waiting: None,
             worst: Default::default(),
+            latest: Default::default(),
             heard: now,
             mark: Mark::Held,
             overdue: None,
@@ -286,22 +295,18 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         let suspected = match checkout.mark {
             Mark::Held => None,
             // It moved since it was seen, before it left: the end of a checkout is one step by itself.
-            Mark::Suspect { of, seen, .. }
+            Mark::Suspect { of, seen, left_alone }
                 if checkout.leash.as_ref().observe().epoch() > seen.epoch() + 1 =>
             {
-                Some((of, Resolution::Returned))
+                Some((of, Resolution::Returned, left_alone))
             }
-            Mark::Suspect { of, .. } => Some((of, resolution)),
-            Mark::Reclaiming(of) => Some((of, Resolution::Reclaimed)),
+            Mark::Suspect { of, left_alone, .. } => Some((of, resolution, left_alone)),
+            Mark::Reclaiming(of) => Some((of, Resolution::Reclaimed, None)),
         };
+        let overdue = checkout.overdue.map(|of| (of, resolution, None));
         let mut told = Vec::new();
-        for (of, resolution) in suspected.into_iter().chain(checkout.overdue.map(|of| (of, resolution))) {
-            told.push(Event::LeakResolved {
-                pool: self.pool.clone(),
-                reason: of.reason,
-                resolution,
-                evidence: evidence(&self.conns, id, &checkout, &of, now),
-            });
+        for (of, resolution, spared) in suspected.into_iter().chain(overdue) {
+            told.push(self.resolved(id, &checkout, &of, resolution, spared, now));
             if resolution == Resolution::Returned {
                 told.extend(widened(&self.pool, &self.history, &checkout, &of, now));
             }

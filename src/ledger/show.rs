@@ -157,7 +157,10 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         let (why, next) = match checkout.mark {
             Mark::Reclaiming(of) => (format!("taken back: {}", of.reason), "being recycled".to_owned()),
             Mark::Held => judge::explain(&case, &verdict, policy, None, now),
-            Mark::Suspect { left_alone, .. } => judge::explain(&case, &verdict, policy, left_alone, now),
+            Mark::Suspect { left_alone, .. } => {
+                let because = left_alone.map(|spared| spared.because);
+                judge::explain(&case, &verdict, policy, because, now)
+            }
         };
         let suspect = checkout.mark != Mark::Held;
         CheckoutSnapshot {

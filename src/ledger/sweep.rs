@@ -115,10 +115,16 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             checkout.statement = Some(activity.statement()).filter(|text| !text.is_empty()).map(Arc::from);
             checkout.trace = activity.trace().map(|trace| trace.text().into());
         }
+        let before = checkout.mark;
         checkout.mark = self.remark(id, checkout, &verdict, seen, now, &mut sweep.events);
+        if before == Mark::Held {
+            // The pause that it is suspected for has not ended.
+            checkout.latest = Default::default();
+        }
         if let (Mark::Suspect { of, left_alone, .. }, Stage::Due) = (checkout.mark, verdict.stage) {
             let evidence = evidence(&self.conns, id, checkout, &of, now);
             let leash = checkout.leash.clone();
+            let left_alone = left_alone.map(|spared| spared.because);
             sweep.due.push(Due { checkout: id, leash, seen, reason: of.reason, evidence, left_alone });
         }
     }
@@ -135,12 +141,10 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     ) -> Mark {
         let pool = || self.pool.clone();
         let mut mark = checkout.mark;
-        if let Mark::Suspect { of, seen: before, .. } = mark {
+        if let Mark::Suspect { of, seen: before, left_alone } = mark {
             let moved = before.epoch() != seen.epoch();
             if moved || verdict.stage == Stage::Fine {
-                let evidence = evidence(&self.conns, id, checkout, &of, now);
-                let resolution = Resolution::Returned;
-                events.push(Event::LeakResolved { pool: pool(), reason: of.reason, resolution, evidence });
+                events.push(self.resolved(id, checkout, &of, Resolution::Returned, left_alone, now));
                 mark = Mark::Held;
             }
             if moved {

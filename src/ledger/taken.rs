@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::activity::{Activity, Phase};
-use crate::event::{Event, Evidence, Reason, Suppression};
+use crate::event::{Event, Evidence, LeftAlone, Reason, Resolution, Suppression};
 use crate::ids::{CheckoutId, ConnId, Moment};
 
-use super::{Checkout, Conn, Ledger, Mark, Suspicion};
+use super::terms::pause_of;
+use super::{Checkout, Conn, Ledger, Mark, Spared, Suspicion};
 
 impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// What is said of a checkout that is out; `None` if it is over.
@@ -18,10 +19,34 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     }
 
     /// The suspect is due, and nothing is done about it for now.
-    pub fn left_alone(&mut self, id: CheckoutId, because: Suppression) {
-        if let Some(Checkout { mark: Mark::Suspect { left_alone, .. }, .. }) = self.checkouts.get_mut(&id) {
-            *left_alone = Some(because);
+    pub fn left_alone(&mut self, id: CheckoutId, because: Suppression, now: Moment) {
+        if let Some(Checkout { mark: Mark::Suspect { left_alone, .. }, .. }) = self.checkouts.get_mut(&id)
+            && left_alone.is_none_or(|spared| spared.because != because)
+        {
+            *left_alone = Some(Spared { because, since: now });
         }
+    }
+
+    /// A suspicion is over: what is told.
+    pub(super) fn resolved(
+        &self,
+        id: CheckoutId,
+        checkout: &Checkout<L>,
+        of: &Suspicion,
+        resolution: Resolution,
+        spared: Option<Spared>,
+        now: Moment,
+    ) -> Event {
+        let mut evidence = evidence(&self.conns, id, checkout, of, now);
+        if let (Resolution::Returned, Mark::Suspect { seen, .. }) = (resolution, checkout.mark) {
+            // It is not idle any more: what counts is the pause that has ended, if it is known to the instant.
+            let latest = pause_of(of.reason).map(|pause| checkout.latest[pause as usize]);
+            let known = latest.filter(|latest| !latest.is_zero());
+            evidence.idle_seconds = known.unwrap_or(now.since(seen.last_active)).as_secs_f64();
+        }
+        let left_alone = spared
+            .map(|Spared { because, since }| LeftAlone { because, seconds: now.since(since).as_secs_f64() });
+        Event::LeakResolved { pool: self.pool.clone(), reason: of.reason, resolution, left_alone, evidence }
     }
 
     /// The holder has lost the connection (the compare-and-swap went through).

@@ -73,6 +73,7 @@ impl<L: AsRef<Activity>> Checkout<L> {
             let Some(length) = self.leash.as_ref().longest_pause(pause) else { continue };
             let worst = &mut self.worst[pause as usize];
             *worst = length.max(*worst);
+            self.latest[pause as usize] = length;
             // It ended after it was looked at last, and so began no earlier than its length before that.
             let began = self.heard.back(length).max(self.started);
             history.paused(self.group, pause, length, began, now);
@@ -108,7 +109,7 @@ fn learned(worst: Duration) -> Duration {
     worst * Policy::WORST_TIMES
 }
 
-const fn pause_of(reason: Reason) -> Option<Pause> {
+pub(super) const fn pause_of(reason: Reason) -> Option<Pause> {
     match reason {
         Reason::IdleInTransaction => Some(Pause::InTransaction),
         Reason::IdleSession => Some(Pause::Held),

@@ -5,6 +5,7 @@ mod histories;
 
 use super::*;
 use crate::activity::Phase;
+use crate::event::LeftAlone;
 use crate::policy::Policy;
 use crate::snapshot::{ConnCounts, PoolSnapshot};
 
@@ -138,6 +139,24 @@ fn a_suspect_that_comes_home_between_two_looks_is_returned() {
     activity.finish().unwrap();
     // However its end is called: it moved, so the suspicion was wrong.
     assert_eq!(scene.end(Place::Idle, Resolution::Disconnected, 25), ["idle_in_transaction returned"]);
+}
+
+#[test]
+fn what_became_of_a_verdict_that_was_not_carried_out_is_told() {
+    let (mut scene, activity) = Scene::suspect();
+    assert_eq!(scene.due(40).len(), 1);
+    scene.ledger.left_alone(Scene::CHECKOUT, Suppression::Budget, at(40));
+    scene.ledger.left_alone(Scene::CHECKOUT, Suppression::Observe, at(45));
+    scene.ledger.left_alone(Scene::CHECKOUT, Suppression::Observe, at(46));
+    let idle_since = activity.observe().last_active;
+    activity.publish(Phase::InFlight, at(50)).unwrap();
+    let mut events = scene.ledger.sweep(&scene.policy, at(52)).events;
+    let Some(Event::LeakResolved { resolution, left_alone, evidence, .. }) = events.pop() else {
+        panic!("{events:?}")
+    };
+    assert_eq!(resolution, Resolution::Returned);
+    assert_eq!(left_alone, Some(LeftAlone { because: Suppression::Observe, seconds: 7.0 }));
+    assert_eq!(evidence.idle_seconds, at(50).since(idle_since).as_secs_f64(), "the pause, not the looks");
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Incidents {
     /// Takes one fact in; what is to be told because of it.
     pub fn hear(&mut self, record: &Record) -> Option<Notice> {
         match &record.event {
-            Event::LeakResolved { pool, reason, resolution, evidence } => {
+            Event::LeakResolved { pool, reason, resolution, evidence, .. } => {
                 self.left(pool, *reason, *resolution, evidence.checkout, record.time);
                 None
             }

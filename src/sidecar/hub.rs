@@ -12,7 +12,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::conn::Tether;
 use crate::dial::Target;
-use crate::event::{Event, Sink};
+use crate::event::{Event, InForce, Sink};
 use crate::ids::{PoolKey, SessionId};
 use crate::keeper::Watch;
 use crate::policy::{Action, LivePolicy, PoolMode};
@@ -310,6 +310,18 @@ impl Hub {
         match self.policy.load().action {
             Action::Observe => "observe",
             Action::Reclaim => "reclaim",
+        }
+    }
+
+    /// The limits in force, as they are told at the start.
+    pub fn limits(&self) -> InForce {
+        let policy = self.policy.load();
+        InForce {
+            idle_in_transaction_seconds: policy.idle_in_transaction.as_secs_f64(),
+            idle_session_seconds: policy.idle_session.as_secs_f64(),
+            floor_seconds: policy.floor.as_secs_f64(),
+            budget_share: policy.budget.share,
+            budget_seconds: policy.budget.per.as_secs_f64(),
         }
     }
 

@@ -116,6 +116,7 @@ pub async fn run(config: Config, sources: Sources, telemetry: Arc<Telemetry>) ->
         admin: pages.admin.address().to_string(),
         control: pages.control.as_ref().map(|control| control.address().to_string()),
         action: hub.action(),
+        limits: hub.limits(),
     });
     // One that has gone meanwhile needs to be told nothing.
     if predecessor.is_some_and(|predecessor| predecessor.served().is_ok()) {

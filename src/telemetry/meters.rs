@@ -32,13 +32,14 @@ const DETECTED: &str = "pgleash_leaks_detected_total";
 const RESOLVED: &str = "pgleash_leaks_resolved_total";
 const RECYCLES: &str = "pgleash_recycles_total";
 const SUPPRESSED: &str = "pgleash_recycles_suppressed_total";
+const DRY_RUN: &str = "pgleash_dry_run_outcomes_total";
 const REGRETTED: &str = "pgleash_recycles_regretted_total";
 const REFUSED: &str = "pgleash_clients_refused_total";
 const NOTIFICATIONS: &str = "pgleash_notifications_total";
 const FOLDED: &str = "pgleash_label_values_folded_total";
 const DROPPED: &str = "pgleash_log_lines_dropped_total";
 
-const COUNTERS: [(&str, &str); 15] = [
+const COUNTERS: [(&str, &str); 16] = [
     (CHECKOUTS, "Checkouts that began: a client was lent a server connection."),
     (CHECKINS, "Checkouts that ended: a server connection was given back, taken back or lost."),
     (TIMEOUTS, "Clients that waited pool.wait_timeout for a server connection in vain and were told 53300."),
@@ -55,6 +56,10 @@ const COUNTERS: [(&str, &str); 15] = [
         "Server connections that did not come home clean and were dealt with, by action and by what came of it.",
     ),
     (SUPPRESSED, "Suspects that were due and were left alone, by reason."),
+    (
+        DRY_RUN,
+        "Suspects that would have been taken if leaks.action were reclaim, by what became of them; returned means that it would have been wrong.",
+    ),
     (REGRETTED, "Holders that came back after their connection was taken: the reclaim was wrong."),
     (REFUSED, "Clients turned away or cut off, by reason."),
     (NOTIFICATIONS, "Notifications to receivers elsewhere, by channel and by what became of them."),
@@ -193,8 +198,12 @@ impl Meters {
             Event::LeakDetected { pool, reason, .. } => {
                 self.pool(pool).detected[*reason as usize].increment(1)
             }
-            Event::LeakResolved { pool, resolution, .. } => {
-                self.pool(pool).resolved[*resolution as usize].increment(1);
+            Event::LeakResolved { pool, resolution, left_alone, .. } => {
+                let meters = self.pool(pool);
+                meters.resolved[*resolution as usize].increment(1);
+                if left_alone.is_some_and(|spared| spared.because == Suppression::Observe) {
+                    meters.dry_run[*resolution as usize].increment(1);
+                }
             }
             Event::ReclaimSuppressed { pool, because, .. } => {
                 self.pool(pool).suppressed[*because as usize].increment(1);
@@ -308,6 +317,7 @@ struct PoolMeters {
     resolved: Vec<Counter>,
     recycles: Vec<Vec<Counter>>,
     suppressed: Vec<Counter>,
+    dry_run: Vec<Counter>,
     regretted: Counter,
 }
 
@@ -338,6 +348,7 @@ impl PoolMeters {
             resolved: Resolution::ALL.iter().map(|end| by(RESOLVED, "resolution", end.as_str())).collect(),
             recycles: RecycleAction::ALL.iter().map(recycles).collect(),
             suppressed: Suppression::ALL.iter().map(|why| by(SUPPRESSED, "reason", why.as_str())).collect(),
+            dry_run: Resolution::ALL.iter().map(|end| by(DRY_RUN, "resolution", end.as_str())).collect(),
             regretted: counter(REGRETTED),
             label,
         }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::event::{
-    Channel, CloseReason, Credential, Delivery, Event, Evidence, Grounds, Reason, RecycleAction,
+    Channel, CloseReason, Credential, Delivery, Event, Evidence, Grounds, InForce, Reason, RecycleAction,
     RecycleOutcome, Refusal, Resolution, Suppression, TopHolder, Widening,
 };
 use crate::ids::{CheckoutId, ConnId, Holder, PoolKey, SessionId};
@@ -62,13 +62,7 @@ pub fn events() -> Vec<Event> {
     let pool = payments();
     let conn = ConnId(9);
     let mut events = vec![
-        Event::Started {
-            version: "0.1.0",
-            listen: "127.0.0.1:6432".to_owned(),
-            admin: "127.0.0.1:9632".to_owned(),
-            control: None,
-            action: "reclaim",
-        },
+        started(),
         Event::PoolOpened { pool: pool.clone(), size: 20 },
         Event::UpstreamFailed {
             pool: pool.clone(),
@@ -104,6 +98,7 @@ pub fn events() -> Vec<Event> {
             pool: pool.clone(),
             reason: Reason::IdleInTransaction,
             resolution: Resolution::Reclaimed,
+            left_alone: None,
             evidence: Evidence { age_seconds: 30.25, idle_seconds: 30.0, ..evidence() },
         },
         Event::ReclaimRegretted { pool: pool.clone(), evidence: evidence(), after_seconds: 1.5 },
@@ -177,6 +172,23 @@ fn notifications() -> [Event; 3] {
         Event::NotificationsRecovered { channel, failed_seconds: 12.5 },
         Event::TestNotification,
     ]
+}
+
+fn started() -> Event {
+    Event::Started {
+        version: "0.1.0",
+        listen: "127.0.0.1:6432".to_owned(),
+        admin: "127.0.0.1:9632".to_owned(),
+        control: None,
+        action: "reclaim",
+        limits: InForce {
+            idle_in_transaction_seconds: 30.0,
+            idle_session_seconds: 600.0,
+            floor_seconds: 5.0,
+            budget_share: 0.25,
+            budget_seconds: 60.0,
+        },
+    }
 }
 
 fn suppressed(pool: &PoolKey) -> Event {

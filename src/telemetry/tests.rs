@@ -69,7 +69,7 @@ fn the_two_writers_of_the_page_share_no_family() {
         both.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(str::to_owned).collect();
     let distinct: BTreeSet<_> = all.iter().collect();
     assert_eq!(all.len(), distinct.len(), "a family is written twice:\n{all:#?}");
-    assert!(events.len() == 15 && all.len() > events.len() + 25, "{} and {}", events.len(), all.len());
+    assert!(events.len() == 16 && all.len() > events.len() + 25, "{} and {}", events.len(), all.len());
 }
 
 #[test]

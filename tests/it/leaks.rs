@@ -11,6 +11,7 @@ in_both_modes! {
     an_idle_transaction_is_taken_back,
     a_reclaim_serves_the_one_who_waits,
     observe_finds_and_does_not_act,
+    observe_comes_to_the_verdicts_of_reclaim,
     a_slow_statement_is_reported_and_never_taken,
     a_missing_sync_is_a_wedge,
     a_missing_sync_after_a_flush_is_a_wedge,
@@ -180,13 +181,51 @@ async fn observe_finds_and_does_not_act(mode: Mode) {
     holder.query("COMMIT").await;
     let resolved = leash.event("leak_resolved", of(holder.pid)).await;
     assert_eq!(resolved["resolution"], "returned");
+    let seconds = |key: &str| resolved[key].as_f64().unwrap();
+    assert_eq!(resolved["left_alone"], "observe", "what came of the verdict is told: {resolved}");
+    assert!(seconds("left_alone_seconds") > 0.0, "{resolved}");
+    assert!(seconds("idle_seconds") >= seconds("limit_seconds"), "the pause that has ended: {resolved}");
     assert_eq!(holder.one("SELECT count(*) FROM t").await, "1");
     holder.close().await;
     assert_eq!(leash.events_named("reclaim_suppressed").len(), 1, "told once for each checkout");
     let metrics = leash.metrics().await;
     assert_eq!(metrics.sum("recycles_suppressed_total", &[("reason", "observe")]), 1.0);
     assert_eq!(metrics.sum("leaks_resolved_total", &[("resolution", "reclaimed")]), 0.0);
+    assert_eq!(metrics.sum("dry_run_outcomes_total", &[("resolution", "returned")]), 1.0);
     assert_eq!(metrics.sum("enforcement_enabled", &[]), 0.0);
+    finish(leash, &database).await;
+}
+
+/// The budget is spent on what would have been taken, and the server is asked about a wedge.
+async fn observe_comes_to_the_verdicts_of_reclaim(mode: Mode) {
+    let (database, mut leash) =
+        leaky(mode, "1s", 4, |setup| setup.set("leaks.action", "observe").set("leaks.budget", "25%/3s"))
+            .await;
+    let mut wedged = leash.endpoint().raw("wedged").await;
+    wedged.send(&[raw::parse("", "SELECT 1"), raw::flush()].concat()).await;
+    let verdict = leash.event("reclaim_suppressed", of(wedged.pid)).await;
+    assert_eq!((&verdict["because"], &verdict["reason"]), (&"observe".into(), &"protocol_wedge".into()));
+    let second = leak(&leash, "second").await;
+    let verdict = leash.event("reclaim_suppressed", of(second.pid)).await;
+    assert_eq!(verdict["because"], "budget", "one of four in three seconds");
+    let of_second = of(second.pid);
+    leash.event("reclaim_suppressed", |event| of_second(event) && event["because"] == "observe").await;
+
+    wedged.send(&raw::sync()).await;
+    let resolved = leash.event("leak_resolved", of(wedged.pid)).await;
+    assert_eq!((&resolved["resolution"], &resolved["left_alone"]), (&"returned".into(), &"observe".into()));
+    drop(second);
+    // It is orphaned as well, which needs no verdict.
+    let judged = |event: &Value| of_second(event) && event["left_alone"] != Value::Null;
+    let resolved = leash.event("leak_resolved", judged).await;
+    assert_eq!(
+        (&resolved["resolution"], &resolved["left_alone"]),
+        (&"disconnected".into(), &"observe".into())
+    );
+    let metrics = leash.metrics().await;
+    let outcomes = |end: &str| metrics.sum("dry_run_outcomes_total", &[("resolution", end)]);
+    assert_eq!((outcomes("returned"), outcomes("disconnected")), (1.0, 1.0));
+    drop(wedged);
     finish(leash, &database).await;
 }
 

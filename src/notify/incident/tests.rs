@@ -20,7 +20,13 @@ fn detected(checkout: u64) -> Event {
 
 fn taken_back(checkout: u64) -> Event {
     let (reason, resolution) = (Reason::IdleInTransaction, Resolution::Reclaimed);
-    Event::LeakResolved { pool: payments(), reason, resolution, evidence: suspect(checkout) }
+    Event::LeakResolved {
+        pool: payments(),
+        reason,
+        resolution,
+        left_alone: None,
+        evidence: suspect(checkout),
+    }
 }
 
 #[test]
