@@ -38,6 +38,7 @@ pub enum Command {
     /// Send each receiver of notifications a test message
     #[command(after_long_help = show::help())]
     TestNotification(ConfigArgs),
+    Report(pgleash::report::Args),
     /// Play an incident on a real PostgreSQL, without and with the watchdog, and compare
     Drill(pgleash::drill::Args),
 }

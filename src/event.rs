@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::{CheckoutId, ConnId, Holder, PoolKey};
 
@@ -80,7 +80,7 @@ pub struct TopHolder {
 }
 
 /// Why a limit is lower than the configured one.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grounds {
     /// Healthy pauses of this kind of work that were seen within the last hour.
     pub pauses_seen: u64,
@@ -97,7 +97,7 @@ pub struct Grounds {
 }
 
 /// That a suspect had been due, and nothing was done about it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LeftAlone {
     /// Why not.
     #[serde(rename = "left_alone")]
@@ -108,7 +108,7 @@ pub struct LeftAlone {
 }
 
 /// The limits in force at the start, in seconds unless the name says otherwise.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "named as the configuration keys")]
 pub struct InForce {
     pub idle_in_transaction_seconds: f64,

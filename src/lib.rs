@@ -9,7 +9,7 @@
 //! 2. [`clock`], [`telemetry`]: the one clock; facts to counters and log lines, snapshots to gauges.
 //! 3. [`dial`], [`switch`], [`conn`], [`slots`], [`valve`], [`pool`], [`queue`], [`opening`], [`checkout`], [`janitor`], [`probe`], [`survey`], [`keeper`]: connections, their
 //!    lending, and the one task that carries out verdicts.
-//! 4. [`config`], [`tls`], [`check`], [`healthcheck`], [`drill`], [`sidecar`]: what a user meets.
+//! 4. [`config`], [`tls`], [`check`], [`healthcheck`], [`drill`], [`report`], [`sidecar`]: what a user meets.
 
 pub mod activity;
 pub mod check;
@@ -35,6 +35,7 @@ pub mod policy;
 pub mod pool;
 pub mod probe;
 pub mod queue;
+pub mod report;
 pub mod sidecar;
 pub mod slots;
 pub mod snapshot;

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Healthcheck(args) => healthcheck(args),
         Command::Top(args) => top(args),
         Command::TestNotification(args) => test_notification(args),
+        Command::Report(args) => report(&args),
         Command::Drill(args) => drill(args),
     };
     match done {
@@ -118,6 +119,12 @@ fn test_notification(args: ConfigArgs) -> Result<(), Failure> {
     } else {
         Err(Failure::Failed(format!("receivers that did not take the test: {failed}")))
     }
+}
+
+/// Tells what an event log knows.
+fn report(args: &pgleash::report::Args) -> Result<(), Failure> {
+    tell(&pgleash::report::run(args).map_err(Failure::Failed)?);
+    Ok(())
 }
 
 /// Plays the incident; a watchdog that missed a leak or hit a healthy checkout has failed.

@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -87,13 +89,17 @@ pub struct Pgleash {
 
 impl Pgleash {
     /// Starts `program run` with these keys as `PGLEASH_*`, and nothing else of the kind, in an empty
-    /// directory, and waits for its `started` event.
+    /// directory, and waits for its `started` event. Its event log is kept in `log`, if there is one.
     ///
     /// # Errors
     /// It could not be started, or ended, or did not say in time that it listens.
     ///
     /// Cancel safe: the process is killed.
-    pub async fn start(program: &Path, keys: &[(&str, String)]) -> Result<Self, ChildError> {
+    pub async fn start(
+        program: &Path,
+        keys: &[(&str, String)],
+        log: Option<File>,
+    ) -> Result<Self, ChildError> {
         let failed = |error| ChildError::Spawn { program: program.to_path_buf(), error };
         let home = tempfile::tempdir().map_err(failed)?;
         let mut command = Command::new(program);
@@ -106,7 +112,7 @@ impl Pgleash {
         }
         command.envs(keys.iter().map(|(key, value)| (format!("PGLEASH_{key}"), value)));
         let mut child = command.spawn().map_err(failed)?;
-        let mut ear = Ear::on(&mut child);
+        let mut ear = Ear::on(&mut child, log);
         let started = tokio::time::timeout(START_DEADLINE, ear.started()).await;
         let Ok(Some((listen, admin))) = started else {
             // Its output has ended, so it is about to exit, or the deadline has passed.
@@ -186,7 +192,7 @@ struct Ear {
 }
 
 impl Ear {
-    fn on(child: &mut Child) -> Self {
+    fn on(child: &mut Child, mut log: Option<File>) -> Self {
         let (tell, addresses) = watch::channel(None);
         let lines = Arc::<Mutex<Vec<Heard>>>::default();
         let complaints = Arc::<Mutex<VecDeque<String>>>::default();
@@ -197,6 +203,12 @@ impl Ear {
             let Some(stdout) = stdout else { return };
             let mut stdout = BufReader::new(stdout).lines();
             while let Ok(Some(text)) = stdout.next_line().await {
+                if let Some(file) = &mut log
+                    && let Err(error) = writeln!(file, "{text}")
+                {
+                    keep(&refused, format!("the drill could not write the event log: {error}"));
+                    log = None;
+                }
                 match serde_json::from_str::<EventLine>(&text) {
                     Ok(line) => {
                         if let Some(addresses) = addresses_of(&line) {
@@ -346,9 +358,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_ends_at_once_is_reported_with_its_status() {
-        let error = Pgleash::start(Path::new("false"), &[]).await.unwrap_err();
+        let error = Pgleash::start(Path::new("false"), &[], None).await.unwrap_err();
         assert!(error.to_string().contains("exit status: 1"), "{error}");
-        let error = Pgleash::start(Path::new("/no/such/program"), &[]).await.unwrap_err();
+        let error = Pgleash::start(Path::new("/no/such/program"), &[], None).await.unwrap_err();
         assert!(error.to_string().contains("--pgleash"), "{error}");
     }
 }

@@ -76,6 +76,9 @@ pub struct Args {
     /// Write the report as a self-contained HTML page.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Keep the event logs of both runs in this directory, as observe.log and reclaim.log, for pgleash report.
+    #[arg(long, value_name = "DIR")]
+    pub events: Option<PathBuf>,
 }
 
 /// Plays the scenario twice and reports. Whatever was started or created is gone when it returns, on error
@@ -107,7 +110,8 @@ async fn hold(args: &Args, ground: &mut Ground) -> Result<Report, DrillError> {
     eprintln!("pgleash drill: {scenario}");
     let (url, server) = ground.prepare(args, &scenario).await?;
     let Some(schema) = ground.schema.as_mut() else { unreachable!("prepare made it") };
-    let stage = Stage { pgleash, url, payments: scenario.payments().into(), scenario };
+    let stage =
+        Stage { pgleash, url, payments: scenario.payments().into(), scenario, events: args.events.clone() };
     let mut verdict = Verdict::default();
     let mut runs = Vec::with_capacity(2);
     for action in [Action::Observe, Action::Reclaim] {

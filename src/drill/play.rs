@@ -1,6 +1,7 @@
 //! One run of the scenario: pgleash, the service, the watch on both, and the audit.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,17 @@ pub struct Stage {
     pub scenario: Scenario,
     /// Its payments.
     pub payments: Arc<[Payment]>,
+    /// Where to keep the event log of each run, if anywhere: as `observe.log` and `reclaim.log`.
+    pub events: Option<PathBuf>,
+}
+
+impl Stage {
+    fn log(&self, action: Action) -> Result<Option<File>, DrillError> {
+        let Some(events) = &self.events else { return Ok(None) };
+        let path = events.join(format!("{}.log", action_key(action)));
+        let created = std::fs::create_dir_all(events).and_then(|()| File::create(&path));
+        created.map(Some).map_err(|error| DrillError::Write { path, error })
+    }
 }
 
 /// The name of the run in the report.
@@ -61,7 +73,7 @@ pub async fn play(
 ) -> Result<RunReport, DrillError> {
     let scenario = &stage.scenario;
     schema.make(scenario).await?;
-    let mut pgleash = Pgleash::start(&stage.pgleash, &keys(stage, action)).await?;
+    let mut pgleash = Pgleash::start(&stage.pgleash, &keys(stage, action), stage.log(action)?).await?;
     let (user, database) = schema.login();
     let app = App::new(pgleash.listen(), &user, &database, scenario);
     let migration = Migration::begin(&app, schema, scenario);

@@ -27,6 +27,16 @@ macro_rules! closed_set {
                 s.serialize_str(self.as_str())
             }
         }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(d)?;
+                let member = Self::ALL.iter().find(|member| member.as_str() == text);
+                member.copied().ok_or_else(|| {
+                    serde::de::Error::custom(concat!("not a member of ", stringify!($name)))
+                })
+            }
+        }
     };
 }
 pub(crate) use closed_set;

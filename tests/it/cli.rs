@@ -106,6 +106,33 @@ fn every_subcommand_refuses_a_wrong_configuration_with_64() {
 }
 
 #[test]
+fn a_report_reads_a_log_and_says_what_is_wrong_with_another() {
+    let event = r#"{"time":"2026-11-25T10:00:00Z","event":"pool_opened","pool":"app@shop","size":20}"#;
+    let ran =
+        pgleash(&["report", "events.log"]).file("events.log", &format!("postgres: ready\n{event}\n")).run();
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("No connection was leaked") && ran.stdout.contains("1 line not"),
+        "{}",
+        ran.stdout
+    );
+    let wrong = [
+        (&["report", "nowhere.log"][..], "cannot open nowhere.log"),
+        (&["report", "other.log"], "1 lines are something else"),
+        (&["report"], "no event in it"),
+        (&["report", "other.log", "events.log", "--since", "2027-01-01T00:00:00Z"], "no event of pgleash's"),
+        (&["report", "http://127.0.0.1:1"], "cannot ask http://127.0.0.1:1/api/v1/events"),
+        (&["report", "events.log", "--html", "no/such/place.html"], "cannot write no/such/place.html"),
+    ];
+    for (args, why) in wrong {
+        let ran = pgleash(args).file("other.log", "LOG: checkpoint\n").file("events.log", event).run();
+        assert_eq!(ran.code, Some(1), "{args:?}: {}", ran.stdout);
+        assert!(ran.stderr.contains(why), "{args:?}: {}", ran.stderr);
+    }
+    pgleash(&["report", "--since", "noon"]).run().is_refused(&["must be a time in UTC"]);
+}
+
+#[test]
 fn errors_of_all_layers_are_reported_together() {
     let ran = pgleash(&["run", "--listen", "0.0.0.0:6432", "--set", "leaks.action=shoot"])
         .file("pgleash.toml", "[pool]\nsize = 0\nsizes = 3\n")

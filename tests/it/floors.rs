@@ -46,6 +46,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("drill", 4),
     ("healthcheck", 4),
     ("notify", 4),
+    ("report", 4),
     ("sidecar", 4),
     ("tls", 4),
     ("top", 4),

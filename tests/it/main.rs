@@ -25,6 +25,7 @@ mod pooling;
 mod prepared;
 mod protocol;
 mod reload;
+mod report;
 mod slow;
 mod support;
 mod tls;
