@@ -67,6 +67,8 @@ pub struct Journal {
     pub planted: Vec<Planted>,
     /// Connections that were taken away.
     pub cuts: Vec<Cut>,
+    /// What others did, by who it was and how it ended.
+    pub others: BTreeMap<String, u64>,
     /// Commits that were sent and not answered.
     pub in_doubt: u64,
     /// The latest that a payment began after its time, because this machine was busy.
@@ -195,24 +197,31 @@ impl App {
     }
 
     async fn pay(self: &Arc<Self>, payment: &Payment, progress: &mut Progress) -> Result<Outcome, Failure> {
-        let session = self.connect().await?;
+        let session = self.connect(self.release()).await?;
         progress.session = session.id;
         let client = &session.client;
         client.batch_execute("BEGIN").await?;
         let account: [Argument<'_>; 1] = [(&payment.account, Type::INT4)];
-        client.query_typed(&format!("SELECT balance FROM {SCHEMA}.accounts WHERE id = $1"), &account).await?;
+        let route = payment.route.comment();
+        let balance = format!("SELECT balance FROM {SCHEMA}.accounts WHERE id = $1 {route}");
+        client.query_typed(&balance, &account).await?;
         // How much did this account move before? The index that this needs is dropped later.
-        let history = format!("SELECT count(*), sum(amount) FROM {SCHEMA}.payments WHERE account_id = $1");
+        let history =
+            format!("SELECT count(*), sum(amount) FROM {SCHEMA}.payments WHERE account_id = $1 {route}");
         client.query_typed(&history, &account).await?;
+        if !payment.runs.is_zero() {
+            let runs = format!("SELECT pg_sleep({}) {route}", payment.runs.as_secs_f64());
+            client.batch_execute(&runs).await?;
+        }
         tokio::time::sleep(payment.think).await;
         let both: [Argument<'_>; 2] = [(&payment.account, Type::INT4), (&payment.amount, Type::INT8)];
-        let insert = format!("INSERT INTO {SCHEMA}.payments (account_id, amount) VALUES ($1, $2)");
+        let insert = format!("INSERT INTO {SCHEMA}.payments (account_id, amount) VALUES ($1, $2) {route}");
         client.query_typed(&insert, &both).await?;
         if payment.leak == Some(Leak::MidTransaction) {
             self.forget(session, Leak::MidTransaction);
             return Ok(Outcome::LostToBug);
         }
-        let debit = format!("UPDATE {SCHEMA}.accounts SET balance = balance - $2 WHERE id = $1");
+        let debit = format!("UPDATE {SCHEMA}.accounts SET balance = balance - $2 WHERE id = $1 {route}");
         client.query_typed(&debit, &both).await?;
         progress.committing = true;
         client.batch_execute("COMMIT").await?;
@@ -224,13 +233,18 @@ impl App {
         Ok(Outcome::Paid)
     }
 
-    async fn connect(self: &Arc<Self>) -> Result<Session, Failure> {
-        let release = match Phase::at(self.scenario.minute(self.elapsed())) {
+    /// The service's name and version, as it tells the server.
+    fn release(&self) -> &'static str {
+        match self.scenario.kind.phase(self.scenario.minute(self.elapsed())) {
             Phase::Baseline => "payments@1.8.2",
             Phase::Deploy | Phase::Spike | Phase::Index => "payments@1.9.0",
-        };
+        }
+    }
+
+    /// A connection of its own, under this name.
+    pub(super) async fn connect(self: &Arc<Self>, name: &str) -> Result<Session, Failure> {
         let mut config = Config::new();
-        config.user(&self.user).dbname(&self.database).application_name(release);
+        config.user(&self.user).dbname(&self.database).application_name(name);
         config.ssl_mode(tokio_postgres::config::SslMode::Disable);
         let stream = TcpStream::connect(self.pool).await.map_err(|_| Failure::Unreachable)?;
         let _ = stream.set_nodelay(true);
@@ -247,7 +261,7 @@ impl App {
     }
 
     /// Notes that a connection ended, if it ended because it was taken back.
-    fn note_cut(&self, session: u32, error: &Error) {
+    pub(super) fn note_cut(&self, session: u32, error: &Error) {
         if let Some(code) = error.code()
             && taken_back(code)
         {
@@ -271,15 +285,15 @@ struct Progress {
 
 /// A connection of the service. Dropping it closes the socket without a goodbye.
 #[derive(Debug)]
-struct Session {
-    id: u32,
-    client: Client,
+pub(super) struct Session {
+    pub(super) id: u32,
+    pub(super) client: Client,
     task: Option<JoinHandle<()>>,
 }
 
 impl Session {
     /// Says goodbye and waits until it is said.
-    async fn close(mut self) {
+    pub(super) async fn close(mut self) {
         let task = self.task.take();
         drop(self);
         if let Some(task) = task {
@@ -302,7 +316,7 @@ fn taken_back(code: &SqlState) -> bool {
 }
 
 /// Why a payment failed.
-enum Failure {
+pub(super) enum Failure {
     /// Nobody listens.
     Unreachable,
     /// The server said so, or is gone.
@@ -317,7 +331,7 @@ impl From<Error> for Failure {
 
 impl Failure {
     /// In a code, or a word.
-    fn cause(&self) -> String {
+    pub(super) fn cause(&self) -> String {
         let Failure::Postgres(error) = self else { return "connection refused".to_owned() };
         match error.code() {
             Some(code) if *code == SqlState::TOO_MANY_CONNECTIONS => EXHAUSTED.to_owned(),

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::kind::Kind;
 use super::report::Sample;
 use super::scenario::{MINUTES, Phase, Scenario};
 
@@ -44,7 +45,7 @@ pub fn condense(samples: &[Sample], scenario: &Scenario, points_per_minute: f64)
 }
 
 /// The curve in block characters, with the waiting clients and the phases under it.
-pub fn terminal(points: &[Point]) -> String {
+pub fn terminal(points: &[Point], kind: Kind) -> String {
     let columns = columns(points);
     let mut chart = String::new();
     for row in (0..ROWS).rev() {
@@ -64,7 +65,7 @@ pub fn terminal(points: &[Point]) -> String {
             columns.iter().map(|column| spark(column.map_or(0, |point| point.waiting), most)).collect();
         let _ = writeln!(chart, "waiting{} (most {most})", cells.trim_end());
     }
-    let _ = writeln!(chart, "minute {}", axis());
+    let _ = writeln!(chart, "minute {}", axis(kind));
     chart
 }
 
@@ -100,7 +101,7 @@ fn spark(count: usize, most: usize) -> char {
 
 /// Minutes, and the names of the phases where they begin.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-fn axis() -> String {
+fn axis(kind: Kind) -> String {
     let mut minutes = vec![' '; COLUMNS + 3];
     let mut names = vec![' '; COLUMNS + 20];
     let write = |line: &mut Vec<char>, minute: f64, text: &str| {
@@ -112,16 +113,23 @@ fn axis() -> String {
     for minute in [0.0, 5.0, MINUTES] {
         write(&mut minutes, minute, &minute.to_string());
     }
-    for phase in Phase::ALL.iter().skip(1) {
+    for phase in kind.marks() {
         write(&mut minutes, phase.begins(), &phase.begins().to_string());
         let name = if *phase == Phase::Spike { "" } else { phase.as_str() };
         write(&mut names, phase.begins(), &format!("↑{name}"));
     }
     // The campaign begins right before the index goes: its name stands to the left of its mark.
     let campaign = "campaign +40 % ";
-    write(&mut names, Phase::Spike.begins() - campaign.len() as f64 / COLUMNS_PER_MINUTE as f64, campaign);
+    if kind.has_campaign() {
+        write(
+            &mut names,
+            Phase::Spike.begins() - campaign.len() as f64 / COLUMNS_PER_MINUTE as f64,
+            campaign,
+        );
+    }
     let line = |cells: Vec<char>| cells.into_iter().collect::<String>().trim_end().to_owned();
-    format!("{}\n       {}", line(minutes), line(names))
+    let (minutes, names) = (line(minutes), line(names));
+    if names.is_empty() { minutes } else { format!("{minutes}\n       {names}") }
 }
 
 #[cfg(test)]
@@ -132,7 +140,7 @@ mod tests {
     use crate::policy::PoolMode;
 
     fn scenario() -> Scenario {
-        Scenario { seed: 1, minutes: 1.0, rate: 40.0, mode: PoolMode::Session }
+        Scenario { seed: 1, minutes: 1.0, rate: 40.0, mode: PoolMode::Session, kind: Kind::Incident }
     }
 
     fn samples(curve: impl Fn(f64) -> f64) -> Vec<Sample> {
@@ -160,14 +168,14 @@ mod tests {
     #[test]
     fn a_curve_that_climbs_to_the_top_is_drawn_with_its_phases() {
         let points = condense(&samples(|minute| (minute / 12.0).min(1.0)), &scenario(), 20.0);
-        insta::assert_snapshot!(terminal(&points));
+        insta::assert_snapshot!(terminal(&points, Kind::Incident));
     }
 
     #[test]
     fn a_run_that_was_cut_short_leaves_the_rest_blank() {
         let mut points = condense(&samples(|_| 1.0), &scenario(), 20.0);
         points.truncate(20);
-        let chart = terminal(&points);
+        let chart = terminal(&points, Kind::Incident);
         assert!(chart.lines().next().unwrap().ends_with("│████"), "{chart}");
     }
 

@@ -60,6 +60,8 @@ pub struct Heard {
     pub at: Moment,
     /// The line.
     pub line: EventLine,
+    /// The same, as it was written, if it speaks of a leak; else empty.
+    pub text: String,
 }
 
 /// What the drill reads of a pool in `/api/v1/snapshot`.
@@ -214,7 +216,9 @@ impl Ear {
                         if let Some(addresses) = addresses_of(&line) {
                             let _ = tell.send(Some(addresses));
                         }
-                        lock(&heard).push(Heard { at: clock::now(), line });
+                        let told = line.event.starts_with("leak_") || line.event.starts_with("reclaim_");
+                        let text = if told { text } else { String::new() };
+                        lock(&heard).push(Heard { at: clock::now(), line, text });
                     }
                     Err(_) => keep(&refused, text),
                 }

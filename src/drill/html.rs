@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::chart::Point;
+use super::kind::Kind;
 use super::report::{Report, RunReport};
 use super::scenario::{MINUTES, Phase};
 
@@ -48,10 +49,12 @@ fn head(page: &mut String, report: &Report) {
     let text = text.split_once(": ").map_or(text.as_str(), |(_, text)| text);
     let _ = write!(
         page,
-        "<header>\n<h1>pgleash drill</h1>\n<p class=\"setting\">The same incident twice, from seed {}: a payments \
+        "<header>\n<h1>pgleash drill: {}</h1>\n<p class=\"setting\">The same twice, from seed {}: {}. A payments \
          service on {}, {} payments a second, a pool of {} server connections. Fifteen minutes in {} seconds.</p>\n\
          <p class=\"verdict {class}\"><strong>{verdict}</strong> {}</p>\n",
+        setting.scenario,
         setting.seed,
+        setting.scenario.said(),
         escape(&setting.server),
         setting.rate,
         setting.pool_size,
@@ -114,7 +117,7 @@ fn utilization(page: &mut String, report: &Report) {
     for (ratio, label) in [(0.0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (1.0, "100 %")] {
         plot.level(page, ratio, label);
     }
-    plot.phases(page, true);
+    plot.phases(page, report.setting.scenario, true);
     for (run, class) in [(without, "without"), (with, "with")] {
         plot.curve(page, class, &run.utilization.series, |point| point.mean);
     }
@@ -152,7 +155,7 @@ fn waiting(page: &mut String, report: &Report) {
     );
     plot.level(page, 0.0, "0");
     plot.level(page, plot.most, &most.to_string());
-    plot.phases(page, false);
+    plot.phases(page, report.setting.scenario, false);
     for (run, class) in [(without, "without"), (with, "with")] {
         plot.curve(page, class, &run.utilization.series, count);
     }
@@ -233,8 +236,8 @@ impl Plot {
     }
 
     /// Where each phase begins. The last two are close together, so their names stand at two heights.
-    fn phases(&self, page: &mut String, named: bool) {
-        for phase in Phase::ALL.iter().skip(1) {
+    fn phases(&self, page: &mut String, kind: Kind, named: bool) {
+        for phase in kind.marks() {
             let x = self.x(phase.begins());
             let (top, bottom) = (self.top, self.height - BOTTOM);
             let (label, anchor, label_y) = match phase {

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 pub use self::truth::Verdict;
 
 use self::child::ChildError;
+use self::kind::Kind;
 use self::play::Stage;
 use self::progress::Progress;
 use self::report::{Report, Setting};
@@ -26,6 +27,8 @@ pub mod app;
 pub mod chart;
 pub mod child;
 pub mod html;
+pub mod kind;
+mod others;
 pub mod play;
 pub mod progress;
 pub mod report;
@@ -43,10 +46,13 @@ const SERVICE: &str = "payments";
 /// Play an incident on a real PostgreSQL, without and with the watchdog, and compare.
 ///
 /// A payments service with a connection leak, a campaign that brings 40 % more payments, and a dropped
-/// index: fifteen minutes, compressed into one. Exit code 1 if the watchdog missed a leak or killed a
-/// healthy checkout.
+/// index: fifteen minutes, compressed into one; or another workload (--scenario). Exit code 1 if the watchdog
+/// missed a leak, named the wrong cause, or killed a healthy checkout.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
+    /// Which workload: incident, steady, slow-queries, batch, think-time, in-app-pool, storm, cron or lock-convoy.
+    #[arg(long, default_value = "incident", value_name = "NAME", value_parser = Kind::named)]
+    pub scenario: Kind,
     /// Real length of each of the two runs, in minutes; fractions are allowed.
     #[arg(long, default_value = "1", value_name = "N", value_parser = |text: &str| within(text, 0.2, 60.0))]
     pub minutes: f64,
@@ -105,7 +111,8 @@ pub async fn run(args: Args) -> Result<Verdict, DrillError> {
 }
 
 async fn hold(args: &Args, ground: &mut Ground) -> Result<Report, DrillError> {
-    let scenario = Scenario { seed: args.seed, minutes: args.minutes, rate: args.rate, mode: args.mode };
+    let Args { seed, minutes, rate, mode, scenario: kind, .. } = *args;
+    let scenario = Scenario { seed, minutes, rate, mode, kind };
     let pgleash = play::program(args.pgleash.as_deref())?;
     eprintln!("pgleash drill: {scenario}");
     let (url, server) = ground.prepare(args, &scenario).await?;
@@ -118,7 +125,7 @@ async fn hold(args: &Args, ground: &mut Ground) -> Result<Report, DrillError> {
         let progress = Progress::begin(play::name(action), &stage.scenario);
         let run = play::play(&stage, schema, action, &progress).await?;
         progress.end();
-        verdict.weigh(run.name, &run.leaks, &run.audit);
+        verdict.weigh(run.name, kind, &run.leaks, &run.audit);
         runs.push(run);
     }
     let setting = Setting::of(&stage.scenario, server, schema.history());

@@ -15,9 +15,12 @@ use super::progress::Progress;
 use super::report::{Payments, RunReport, Sample, Utilization};
 use super::scenario::{Payment, Phase, Scenario, mode_name};
 use super::schema::{Schema, SchemaError};
-use super::truth::{Audit, TimedEvent, judge};
+use super::truth::{Audit, Named, TimedEvent, judge};
 use crate::clock;
 use crate::policy::Action;
+use crate::report::findings::Findings;
+use crate::report::line::Line;
+use crate::report::story::{Story, Window};
 
 /// How often to look at the pool.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -76,12 +79,15 @@ pub async fn play(
     let mut pgleash = Pgleash::start(&stage.pgleash, &keys(stage, action), stage.log(action)?).await?;
     let (user, database) = schema.login();
     let app = App::new(pgleash.listen(), &user, &database, scenario);
-    let migration = Migration::begin(&app, schema, scenario);
+    let migration = scenario.kind.has_campaign().then(|| Migration::begin(&app, schema, scenario));
     let mut watch =
         Watch { app: &app, scenario, progress, pool: format!("{user}@{database}"), samples: Vec::new() };
     let mut service = JoinSet::new();
     let (server, payments) = (app.clone(), stage.payments.clone());
-    service.spawn(async move { server.serve(&payments).await });
+    let (neighbours, theirs) = (app.clone(), scenario.clone());
+    service.spawn(async move {
+        tokio::join!(server.serve(&payments), neighbours.others(&theirs));
+    });
     watch.until(&mut pgleash, service.join_next()).await?;
     watch.settle(&mut pgleash, action).await?;
     let samples = watch.samples;
@@ -89,16 +95,22 @@ pub async fn play(
     let settled = app.elapsed();
     app.quit().await;
     let heard = pgleash.stop().await?;
-    let index_drop = migration.end().await?;
+    let index_drop = match migration {
+        Some(migration) => migration.end().await?,
+        None => None,
+    };
     let audit = audit(schema, &journal).await?;
     let events = events_of(&heard, &app, settled);
+    let mut leaks = judge(action, &scenario.limits(), &journal.planted, &journal.cuts, &events);
+    leaks.named_first = named_first(&heard);
     Ok(RunReport {
         name: name(action),
         action: action_key(action),
         payments: Payments::of(&journal, scenario),
         utilization: Utilization::of(&samples, journal.first_refusal(), scenario),
-        leaks: judge(action, &scenario.limits(), &journal.planted, &journal.cuts, &events),
+        leaks,
         audit,
+        others: journal.others.clone(),
         index_drop_seconds: index_drop
             .filter(|took| scenario.moment(Phase::Index.begins()) + *took < settled)
             .map(|took| took.as_secs_f64()),
@@ -249,6 +261,14 @@ impl Watch<'_> {
 fn events_of(heard: &[Heard], app: &App, settled: Duration) -> Vec<TimedEvent> {
     let since = |heard: &Heard| heard.at.since(app.began());
     heard.iter().map(|heard| (since(heard), heard.line.clone())).filter(|(at, _)| *at <= settled).collect()
+}
+
+/// Who leaked most, as `pgleash report` tells it from the event log.
+fn named_first(heard: &[Heard]) -> Option<Named> {
+    let mut story = Story::new(Window::default());
+    heard.iter().for_each(|heard| story.hear(Line::of(&heard.text)));
+    let first = Findings::of(&story).holders.into_iter().find(|holder| holder.leaked > 0)?;
+    Some(Named { app: first.app, route: first.route })
 }
 
 /// Waits until nobody is in the tables any more, and compares the books.

@@ -42,7 +42,7 @@ impl Progress {
         reclaimed: usize,
     ) {
         let minute = scenario.minute(sample.at);
-        let phase = Phase::at(minute);
+        let phase = scenario.kind.phase(minute);
         let (paid, _, failed) = journal.counts();
         let state = format!(
             "minute {:4.1} {:13}  pool {:3.0} %  {paid} paid  {failed} failed  leaks: {} planted, {found} found, {reclaimed} taken back",

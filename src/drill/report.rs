@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::app::Journal;
 use super::chart::{self, Point};
+use super::kind::Kind;
 use super::scenario::{MINUTES, Phase, Scenario};
 use super::stats::Spread;
 use super::truth::{Audit, Leaks, Verdict};
@@ -33,6 +34,8 @@ pub struct Report {
 /// What was played, and with which limits.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setting {
+    /// Which workload.
+    pub scenario: Kind,
     /// Draws everything.
     pub seed: u64,
     /// How pgleash lends.
@@ -78,7 +81,9 @@ pub struct RunReport {
     pub leaks: Leaks,
     /// The database's books.
     pub audit: Audit,
-    /// How long DROP INDEX CONCURRENTLY took, seconds; `null` if it hung until the run was over.
+    /// What others than the payments service did, by who it was and how it ended.
+    pub others: BTreeMap<String, u64>,
+    /// How long DROP INDEX CONCURRENTLY took, seconds; `null` if it hung until the run was over, or none is dropped.
     pub index_drop_seconds: Option<f64>,
     /// The latest that the drill itself was with a payment, seconds.
     pub generator_lag_seconds: f64,
@@ -137,6 +142,7 @@ impl Setting {
     pub fn of(scenario: &Scenario, server: String, history_rows: i64) -> Self {
         let limits = scenario.limits();
         Self {
+            scenario: scenario.kind,
             seed: scenario.seed,
             mode: scenario.mode,
             server,
@@ -167,7 +173,8 @@ impl Payments {
     pub fn of(journal: &Journal, scenario: &Scenario) -> Self {
         let (paid, lost_to_bug, failed) = journal.counts();
         let campaign = scenario.moment(Phase::Spike.begins());
-        let under_campaign = journal.payments.iter().filter(|(at, _, _)| *at >= campaign);
+        let under_campaign =
+            journal.payments.iter().filter(|(at, _, _)| scenario.kind.has_campaign() && *at >= campaign);
         Self {
             tried: paid + lost_to_bug + failed,
             paid,
@@ -214,11 +221,13 @@ pub(super) fn sample_report() -> Report {
     use super::app::{Cut, Outcome, Planted};
     use super::scenario::Leak;
     use super::schema::Books;
-    use super::truth::judge;
+    use super::truth::{Named, judge};
     use crate::policy::Action;
 
-    let scenario = Scenario { seed: 7, minutes: 1.0, rate: 40.0, mode: PoolMode::Session };
+    let scenario =
+        Scenario { seed: 7, minutes: 1.0, rate: 40.0, mode: PoolMode::Session, kind: Kind::Incident };
     let second = Duration::from_secs;
+    let named = Named { app: "payments@1.9.0".to_owned(), route: "POST /refund".to_owned() };
     let run = |name, action, slope: f64, failures: u64| {
         let mut journal = Journal::default();
         let outcome = |n: u64| {
@@ -244,12 +253,8 @@ pub(super) fn sample_report() -> Report {
             .map(|tenth| {
                 let utilization = (0.2 + slope * f64::from(tenth) / 600.0).min(1.0);
                 let waiting = if utilization >= 1.0 { 9 } else { 0 };
-                Sample {
-                    at: Duration::from_millis(u64::from(tenth) * 100),
-                    utilization,
-                    peak: utilization,
-                    waiting,
-                }
+                let at = Duration::from_millis(u64::from(tenth) * 100);
+                Sample { at, utilization, peak: utilization, waiting }
             })
             .collect();
         let (acknowledged, _, _) = journal.counts();
@@ -258,12 +263,16 @@ pub(super) fn sample_report() -> Report {
             action: if action == Action::Reclaim { "reclaim" } else { "observe" },
             payments: Payments::of(&journal, &scenario),
             utilization: Utilization::of(&samples, None, &scenario),
-            leaks: judge(action, &scenario.limits(), &journal.planted, &journal.cuts, &events),
+            leaks: Leaks {
+                named_first: Some(named.clone()),
+                ..judge(action, &scenario.limits(), &journal.planted, &journal.cuts, &events)
+            },
             audit: Audit {
                 books: Books { payments: acknowledged, sums_agree: true },
                 acknowledged,
                 in_doubt: 0,
             },
+            others: BTreeMap::new(),
             index_drop_seconds: (action == Action::Reclaim).then_some(1.25),
             generator_lag_seconds: 0.01,
         }
@@ -273,6 +282,6 @@ pub(super) fn sample_report() -> Report {
         run("with the watchdog", Action::Reclaim, 0.2, 0),
     ];
     let mut verdict = Verdict::default();
-    runs.iter().for_each(|run| verdict.weigh(run.name, &run.leaks, &run.audit));
+    runs.iter().for_each(|run| verdict.weigh(run.name, scenario.kind, &run.leaks, &run.audit));
     Report { setting: Setting::of(&scenario, "PostgreSQL 17.1".to_owned(), 74_321), runs, verdict }
 }

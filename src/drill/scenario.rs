@@ -9,6 +9,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
+use super::kind::Kind;
 use crate::event::{Reason, closed_set};
 use crate::policy::PoolMode;
 
@@ -27,10 +28,16 @@ const MAX_AMOUNT: i64 = 50_000;
 const THINK_MEDIAN_SECONDS: f64 = 0.105;
 /// Spread of the logarithm of the think time: one in a hundred takes six times the median.
 const THINK_SIGMA: f64 = 0.8;
-/// No healthy payment is silent for longer than this share of the idle limit.
-const THINK_CAP_SHARE: f64 = 0.55;
 /// No healthy payment is silent for longer than this, whatever the limit.
 const THINK_CAP: Duration = Duration::from_secs(5);
+/// Half of the thoughts of a provider who thinks for long are shorter than this share of the longest.
+const LONG_THINK_SHARE: f64 = 0.35;
+/// The share of payments whose statement runs for long, where statements are slow.
+const LONG_STATEMENTS: f64 = 0.06;
+/// How much longer than the limit for idle transactions such a statement runs.
+const LONG_STATEMENT: f64 = 1.5;
+/// No payment is drawn from this account: it is there to be locked.
+pub const CONVOY_ACCOUNT: i32 = ACCOUNTS;
 /// No limit is compressed below this: a healthy checkout on a busy machine must not come near it.
 const LIMIT_FLOOR: Duration = Duration::from_millis(1500);
 
@@ -58,12 +65,6 @@ impl Phase {
             Phase::Index => 11.0,
         }
     }
-
-    /// The phase of a scenario minute.
-    pub fn at(minute: f64) -> Phase {
-        let begun = Phase::ALL.iter().rev().find(|phase| minute >= phase.begins());
-        begun.copied().unwrap_or(Phase::Baseline)
-    }
 }
 
 /// How the recycling bug forgets a connection.
@@ -86,17 +87,64 @@ impl Leak {
     }
 }
 
+closed_set! {
+    /// What a customer does, as the service's own framework names it.
+    Route {
+        /// Most of them.
+        Pay => "POST /pay",
+        /// The one whose code has the bug.
+        Refund => "POST /refund",
+        /// The rest.
+        Balance => "GET /balance",
+    }
+}
+
+impl Route {
+    /// The share of customers who do it.
+    const fn share(self) -> f64 {
+        match self {
+            Route::Pay => 0.6,
+            Route::Refund => 0.2,
+            Route::Balance => 0.2,
+        }
+    }
+
+    fn drawn(dice: &mut Xoshiro256PlusPlus) -> Self {
+        let mut rest = dice.random::<f64>();
+        for route in Route::ALL {
+            rest -= route.share();
+            if rest < 0.0 {
+                return *route;
+            }
+        }
+        Route::Pay
+    }
+
+    /// The comment of its statements, as sqlcommenter writes it.
+    pub const fn comment(self) -> &'static str {
+        match self {
+            Route::Pay => "/*route='POST%20%2Fpay'*/",
+            Route::Refund => "/*route='POST%20%2Frefund'*/",
+            Route::Balance => "/*route='GET%20%2Fbalance'*/",
+        }
+    }
+}
+
 /// One payment, as the seed drew it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Payment {
     /// When its customer arrives, since the beginning of the run.
     pub at: Duration,
+    /// What its customer does.
+    pub route: Route,
     /// Whose account is debited.
     pub account: i32,
     /// Cents.
     pub amount: i64,
     /// How long the call to the payment provider takes, in mid-transaction.
     pub think: Duration,
+    /// How long its lookup runs on the server beyond its own time.
+    pub runs: Duration,
     /// Whether and how the bug will forget its connection.
     pub leak: Option<Leak>,
 }
@@ -112,6 +160,8 @@ pub struct Scenario {
     pub rate: f64,
     /// How pgleash lends.
     pub mode: PoolMode,
+    /// Which workload.
+    pub kind: Kind,
 }
 
 /// pgleash's limits for the drill: the scenario's, compressed like its time.
@@ -145,6 +195,9 @@ impl Limits {
 }
 
 impl Scenario {
+    /// No healthy client is silent for longer than this share of the idle limit.
+    pub const THINK_CAP_SHARE: f64 = 0.55;
+
     /// How many times faster than life the scenario plays.
     pub fn compression(&self) -> f64 {
         MINUTES / self.minutes
@@ -192,37 +245,65 @@ impl Scenario {
 
     /// The longest that a healthy payment is silent in mid-transaction.
     pub fn longest_think(&self) -> Duration {
-        self.limits().idle_in_transaction.mul_f64(THINK_CAP_SHARE).min(THINK_CAP)
+        self.limits().idle_in_transaction.mul_f64(Self::THINK_CAP_SHARE).min(THINK_CAP)
+    }
+
+    /// How long a statement takes that is longer than any limit on idle transactions.
+    pub fn long_statement(&self) -> Duration {
+        self.limits().idle_in_transaction.mul_f64(LONG_STATEMENT)
     }
 
     /// The share of checkouts that the bug leaks.
     #[allow(clippy::cast_precision_loss, reason = "a pool has few slots")]
     pub fn leak_share(&self) -> f64 {
         let payments_per_minute = self.rate * 60.0 / self.compression();
-        (self.pool_size() as f64 * LEAKED_SLOTS_PER_MINUTE / payments_per_minute).min(0.5)
+        let slots = self.pool_size() as f64 * LEAKED_SLOTS_PER_MINUTE * self.kind.leaks();
+        // The bug is in the code of one route: there are no more of them to leak.
+        (slots / payments_per_minute).min(Route::Refund.share() / 2.0)
     }
 
     /// Every payment of the run, in order of arrival.
     pub fn payments(&self) -> Vec<Payment> {
         let mut dice = Xoshiro256PlusPlus::seed_from_u64(self.seed);
-        let mut bug = Bug::new(self.mode, self.leak_share());
+        let mut bug = Bug::new(self.mode, self.leak_share() / Route::Refund.share());
         let mut payments = Vec::new();
         let mut at = Duration::ZERO;
         loop {
-            let spike = if self.minute(at) >= Phase::Spike.begins() { SPIKE } else { 1.0 };
+            let spikes = self.kind.has_campaign() && self.minute(at) >= Phase::Spike.begins();
+            let spike = if spikes { SPIKE } else { 1.0 };
             at += Duration::from_secs_f64(exponential(&mut dice) / (self.rate * spike));
             if at >= self.length() {
                 return payments;
             }
             let deployed = self.minute(at) >= Phase::Deploy.begins();
+            let route = Route::drawn(&mut dice);
+            let has_bug = deployed && self.kind.has_bug() && route == Route::Refund;
+            let slow = self.kind == Kind::SlowQueries && self.minute(at) >= Phase::Index.begins();
             payments.push(Payment {
                 at,
-                account: dice.random_range(1..=ACCOUNTS),
+                route,
+                account: dice.random_range(1..CONVOY_ACCOUNT),
                 amount: dice.random_range(1..=MAX_AMOUNT),
-                think: log_normal(&mut dice).min(self.longest_think()),
-                leak: if deployed { bug.strikes(&mut dice) } else { None },
+                think: self.think(&mut dice),
+                runs: if slow && dice.random_bool(LONG_STATEMENTS) {
+                    self.long_statement()
+                } else {
+                    Duration::ZERO
+                },
+                leak: if has_bug { bug.strikes(&mut dice) } else { None },
             });
         }
+    }
+}
+
+impl Scenario {
+    fn think(&self, dice: &mut Xoshiro256PlusPlus) -> Duration {
+        let longest = self.longest_think();
+        let median = match self.kind {
+            Kind::ThinkTime => longest.mul_f64(LONG_THINK_SHARE),
+            _ => Duration::from_secs_f64(THINK_MEDIAN_SECONDS),
+        };
+        log_normal(dice, median).min(longest)
     }
 }
 
@@ -269,17 +350,18 @@ fn exponential(dice: &mut Xoshiro256PlusPlus) -> f64 {
 }
 
 /// A think time: heavy-tailed, before the cap.
-fn log_normal(dice: &mut Xoshiro256PlusPlus) -> Duration {
+fn log_normal(dice: &mut Xoshiro256PlusPlus, median: Duration) -> Duration {
     let radius = (2.0 * exponential(dice)).sqrt();
     let normal = radius * (std::f64::consts::TAU * dice.random::<f64>()).cos();
-    Duration::from_secs_f64(THINK_MEDIAN_SECONDS * (THINK_SIGMA * normal).exp())
+    median.mul_f64((THINK_SIGMA * normal).exp())
 }
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {}, {} mode, {} server connections, {} payments/s; {MINUTES} scenario minutes in {} s ({}x)",
+            "{}, seed {}, {} mode, {} server connections, {} payments/s; {MINUTES} scenario minutes in {} s ({}x)",
+            self.kind,
             self.seed,
             mode_name(self.mode),
             self.pool_size(),
@@ -291,74 +373,4 @@ impl fmt::Display for Scenario {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn scenario(seed: u64) -> Scenario {
-        Scenario { seed, minutes: 1.0, rate: 40.0, mode: PoolMode::Session }
-    }
-
-    #[test]
-    fn the_same_seed_draws_the_same_payments_and_another_seed_others() {
-        assert_eq!(scenario(7).payments(), scenario(7).payments());
-        assert_ne!(scenario(7).payments(), scenario(8).payments());
-    }
-
-    #[test]
-    fn arrivals_follow_the_rate_and_the_campaign_brings_forty_per_cent_more() {
-        let (mut before, mut during) = (0, 0);
-        for seed in 0..20 {
-            let scenario = scenario(seed);
-            let payments = scenario.payments();
-            assert!(payments.is_sorted_by_key(|payment| payment.at));
-            let (spiked, calm): (Vec<_>, Vec<_>) =
-                payments.iter().partition(|payment| scenario.minute(payment.at) >= Phase::Spike.begins());
-            before += calm.len();
-            during += spiked.len();
-        }
-        let (before, during) = (f64::from(before as u32) / 10.0, f64::from(during as u32) / 5.0);
-        assert!((before / 20.0 - 160.0).abs() < 4.0, "{before} payments in each scenario minute of 20 runs");
-        assert!((during / before - 1.4).abs() < 0.05, "{during} over {before}");
-    }
-
-    #[test]
-    fn the_bug_strikes_only_after_the_deploy_and_fills_the_pool_at_the_end() {
-        for seed in 0..20 {
-            let scenario = scenario(seed);
-            let leaks: Vec<_> =
-                scenario.payments().into_iter().filter(|payment| payment.leak.is_some()).collect();
-            assert!(leaks.iter().all(|leak| scenario.minute(leak.at) >= Phase::Deploy.begins()));
-            assert!((30..=40).contains(&leaks.len()), "{} leaks in a pool of 40", leaks.len());
-            let after_commit = leaks.iter().filter(|leak| leak.leak == Some(Leak::AfterCommit)).count();
-            assert!(after_commit.abs_diff(leaks.len() - after_commit) <= 1, "half of each kind");
-        }
-    }
-
-    #[test]
-    fn in_transaction_mode_every_leak_is_in_mid_transaction() {
-        let scenario = Scenario { mode: PoolMode::Transaction, ..scenario(3) };
-        let leaks: Vec<_> = scenario.payments().iter().filter_map(|payment| payment.leak).collect();
-        assert!(!leaks.is_empty() && leaks.iter().all(|leak| *leak == Leak::MidTransaction));
-    }
-
-    #[test]
-    fn limits_shrink_with_time_but_no_healthy_payment_comes_near_them() {
-        for minutes in [0.1, 0.5, 1.0, 3.0, 15.0] {
-            let scenario = Scenario { minutes, ..scenario(1) };
-            let limit = scenario.limits().idle_in_transaction;
-            assert!(limit >= Duration::from_millis(1500));
-            let longest = scenario.payments().iter().map(|payment| payment.think).max().unwrap();
-            assert!(longest <= limit.mul_f64(0.55), "{minutes} min: {longest:?} of {limit:?}");
-        }
-        assert_eq!(scenario(1).limits().idle_in_transaction, Duration::from_secs(2));
-        assert_eq!(Scenario { minutes: 15.0, ..scenario(1) }.limits().idle_session, Duration::from_secs(60));
-    }
-
-    #[test]
-    fn the_phases_are_in_order() {
-        assert_eq!(Phase::at(0.0), Phase::Baseline);
-        assert_eq!(Phase::at(9.99), Phase::Deploy);
-        assert_eq!(Phase::at(10.0), Phase::Spike);
-        assert_eq!(Phase::at(99.0), Phase::Index);
-    }
-}
+mod tests;

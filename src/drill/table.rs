@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 
 use super::chart;
 use super::report::{Report, RunReport};
-use super::scenario::{Leak, mode_name};
+use super::scenario::{Leak, Route, mode_name};
 use super::stats::Spread;
 use super::truth::Delay;
 
@@ -33,6 +33,14 @@ impl Report {
     /// What the reader must know to judge the figures, one sentence each.
     pub fn notes(&self) -> Vec<String> {
         let setting = &self.setting;
+        let bug = match setting.scenario.has_bug() {
+            true => format!(
+                "From minute 1 on, {} % of checkouts leak, all of them of {}.",
+                trim(setting.leak_share * 100.0),
+                Route::Refund
+            ),
+            false => "Nothing leaks.".to_owned(),
+        };
         let mut notes = vec![
             format!(
                 "Time is compressed {}x, and so are the limits, but none below 1.5 s: idle_in_transaction {} s (30 s in \
@@ -45,18 +53,22 @@ impl Report {
                 trim(setting.wait_timeout_seconds),
             ),
             format!(
-                "From minute 1 on, {} % of checkouts leak. A healthy payment is silent in mid-transaction for at most \
+                "{} A healthy payment is silent in mid-transaction for at most \
                  {} s; a checkout is suspect at half its limit and taken back at the limit.",
-                trim(setting.leak_share * 100.0),
+                bug,
                 trim(setting.longest_think_seconds),
             ),
-            format!(
+        ];
+        if setting.scenario.has_campaign() {
+            notes.push(format!(
                 "Without its index a payment's lookup reads {} rows. DROP INDEX CONCURRENTLY waits for every open \
                  transaction, so one leaked transaction makes it hang.",
                 thousands(u64::try_from(setting.history_rows).unwrap_or(0)),
-            ),
+            ));
+        }
+        notes.push(
             "\"Without\" is pgleash in observe mode: the same pool, and nothing is taken back.".to_owned(),
-        ];
+        );
         let lag = self.runs.iter().map(|run| run.generator_lag_seconds).fold(0.0, f64::max);
         if lag > 0.25 {
             notes.push(format!(
@@ -113,18 +125,19 @@ impl Report {
             self.line("payments lost by the bug itself", |run| thousands(run.payments.lost_to_bug)),
             self.line("latency p50", |run| ms(run.payments.latency, |spread| spread.median_seconds)),
             self.line("latency p99", |run| ms(run.payments.latency, |spread| spread.p99_seconds)),
-            self.line("  p50 under the campaign", |run| {
-                ms(run.payments.latency_under_campaign, |spread| spread.median_seconds)
-            }),
-            self.line("  p99 under the campaign", |run| {
-                ms(run.payments.latency_under_campaign, |spread| spread.p99_seconds)
-            }),
         ]);
+        if self.setting.scenario.has_campaign() {
+            let under = |what, which: fn(&Spread) -> f64| {
+                self.line(what, |run| ms(run.payments.latency_under_campaign, which))
+            };
+            lines.push(under("  p50 under the campaign", |spread| spread.median_seconds));
+            lines.push(under("  p99 under the campaign", |spread| spread.p99_seconds));
+        }
         lines
     }
 
     fn pool_lines(&self) -> Vec<Line> {
-        vec![
+        let mut lines = vec![
             self.line("pool utilization at minute 12", |run| percent(run.utilization.minute_12_ratio)),
             self.line("pool utilization, peak", |run| percent(Some(run.utilization.peak_ratio))),
             self.line("pool exhausted at minute", |run| {
@@ -133,10 +146,18 @@ impl Report {
                     .map_or("never".to_owned(), |minute| format!("{minute:.1}"))
             }),
             self.line("most clients waiting", |run| run.utilization.most_waiting.to_string()),
-            self.line("DROP INDEX CONCURRENTLY", |run| {
+        ];
+        if self.setting.scenario.has_campaign() {
+            lines.push(self.line("DROP INDEX CONCURRENTLY", |run| {
                 run.index_drop_seconds.map_or("hung to the end".to_owned(), |took| format!("{took:.1} s"))
-            }),
-        ]
+            }));
+        }
+        let others = self.runs.iter().flat_map(|run| run.others.keys());
+        for other in others.collect::<BTreeSet<_>>() {
+            let count = |run: &RunReport| run.others.get(other).copied().unwrap_or(0);
+            lines.push(self.line(other, |run| thousands(count(run))));
+        }
+        lines
     }
 
     fn leak_lines(&self) -> Vec<Line> {
@@ -145,8 +166,12 @@ impl Report {
             self.line("leaks found", |run| run.leaks.found.to_string()),
             self.line("leaks taken back", |run| run.leaks.reclaimed.to_string()),
             self.line("healthy checkouts killed", |run| run.leaks.healthy_killed.len().to_string()),
+            self.line("slow statements reported", |run| run.leaks.slow_statements.to_string()),
             self.line("suspects that came home", |run| run.leaks.suspects_came_home.to_string()),
             self.line("reclaims regretted", |run| run.leaks.regrets.to_string()),
+            self.line("named first", |run| {
+                run.leaks.named_first.as_ref().map_or("nobody".to_owned(), |named| named.route.clone())
+            }),
         ];
         if self.runs.iter().any(|run| run.leaks.wrong_reason > 0) {
             lines
@@ -188,7 +213,8 @@ impl fmt::Display for Report {
         let setting = &self.setting;
         writeln!(
             f,
-            "pgleash drill, seed {}, on {}: {} payments/s, a pool of {} in {} mode, 15 minutes in {} s\n",
+            "pgleash drill, {}, seed {}, on {}: {} payments/s, a pool of {} in {} mode, 15 minutes in {} s\n",
+            setting.scenario,
             setting.seed,
             setting.server,
             trim(setting.rate),
@@ -205,7 +231,7 @@ impl fmt::Display for Report {
         }
         for run in &self.runs {
             writeln!(f, "\nPool utilization, {}", run.name)?;
-            f.write_str(&chart::terminal(&run.utilization.series))?;
+            f.write_str(&chart::terminal(&run.utilization.series, setting.scenario))?;
         }
         f.write_char('\n')?;
         for note in self.notes() {

@@ -8,9 +8,11 @@ use serde::Serialize;
 
 use super::app::{Cut, Planted};
 use super::child::EventLine;
-use super::scenario::{Leak, Limits};
+use super::kind::Kind;
+use super::scenario::{Leak, Limits, Route};
 use super::schema::Books;
 use super::stats::Spread;
+use crate::event::Reason;
 use crate::policy::Action;
 
 /// An event of the run, at a time since its beginning.
@@ -31,14 +33,27 @@ pub struct Leaks {
     pub missed: Vec<Missed>,
     /// Sessions that were taken from a healthy holder.
     pub healthy_killed: Vec<Killed>,
+    /// Statements that ran for longer than a limit, which is no leak, and were told.
+    pub slow_statements: usize,
     /// Healthy sessions that were suspected, and came home unharmed.
     pub suspects_came_home: usize,
     /// Holders that came back after their connection was taken.
     pub regrets: usize,
     /// Reclaims that were put off, by why.
     pub suppressed: BTreeMap<String, usize>,
+    /// Whom pgleash names first as the cause; `None` if nobody leaked, as far as it knows.
+    pub named_first: Option<Named>,
     /// From the moment at which a connection was forgotten.
     pub delays: Vec<Delay>,
+}
+
+/// Who is named as a cause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Named {
+    /// `application_name`.
+    pub app: String,
+    /// What it says that it is doing.
+    pub route: String,
 }
 
 /// A leak that the watchdog missed.
@@ -111,15 +126,21 @@ pub fn judge(
             .filter(|session| healthy(session))
             .map(|session| told.killed(*session))
             .collect(),
+        slow_statements: events.iter().filter(|(_, line)| is_slow(line)).count(),
         suspects_came_home: told.came_home.iter().filter(|session| healthy(session)).count(),
         regrets: events.iter().filter(|(_, line)| line.event == "reclaim_regretted").count(),
         suppressed: told.suppressed.clone(),
+        named_first: None,
         delays: [Leak::MidTransaction, Leak::AfterCommit]
             .into_iter()
             .filter(|kind| planted.iter().any(|leak| leak.leak == *kind))
             .map(|kind| delay(kind, limits, planted, &told.detected, &taken))
             .collect(),
     }
+}
+
+fn is_slow(line: &EventLine) -> bool {
+    line.event == "leak_detected" && line.reason.as_deref() == Some(Reason::SlowStatement.as_str())
 }
 
 fn delay(
@@ -245,6 +266,13 @@ pub enum Failing {
         /// How many.
         reclaims: usize,
     },
+    /// Somebody else than the planted route was named first.
+    Misnamed {
+        /// The run.
+        run: &'static str,
+        /// Who; `None` if nobody was.
+        named: Option<Named>,
+    },
     /// The bug forgot nothing, so nothing was proved.
     NothingPlanted {
         /// The run.
@@ -269,6 +297,10 @@ impl fmt::Display for Failing {
             Self::Regretted { run, reclaims } => {
                 write!(f, "{} regretted ({run})", counted(*reclaims, "reclaim"))
             }
+            Self::Misnamed { run, named: Some(Named { app, route }) } => {
+                write!(f, "the watchdog named {app}, route \"{route}\", and not {} ({run})", Route::Refund)
+            }
+            Self::Misnamed { run, named: None } => write!(f, "the watchdog named nobody ({run})"),
             Self::NothingPlanted { run } => {
                 write!(f, "no leak was planted ({run}): play it longer, or at a higher rate")
             }
@@ -286,6 +318,8 @@ fn counted(number: usize, what: &str) -> String {
 pub struct Verdict {
     /// What it did wrong; empty if it passed.
     pub failings: Vec<Failing>,
+    /// Leaks of all runs.
+    pub planted: usize,
 }
 
 impl Verdict {
@@ -295,7 +329,8 @@ impl Verdict {
     }
 
     /// Adds what was wrong in one run.
-    pub fn weigh(&mut self, run: &'static str, leaks: &Leaks, audit: &Audit) {
+    pub fn weigh(&mut self, run: &'static str, kind: Kind, leaks: &Leaks, audit: &Audit) {
+        self.planted += leaks.planted;
         if !leaks.missed.is_empty() {
             self.failings.push(Failing::Missed { run, leaks: leaks.missed.len() });
         }
@@ -305,8 +340,12 @@ impl Verdict {
         if leaks.regrets > 0 {
             self.failings.push(Failing::Regretted { run, reclaims: leaks.regrets });
         }
-        if leaks.planted == 0 {
+        if leaks.planted == 0 && kind.has_bug() {
             self.failings.push(Failing::NothingPlanted { run });
+        }
+        let named = leaks.named_first.as_ref();
+        if leaks.planted > 0 && named.is_none_or(|named| named.route != Route::Refund.as_str()) {
+            self.failings.push(Failing::Misnamed { run, named: named.cloned() });
         }
         if !audit.balances() {
             self.failings.push(Failing::BooksDoNotBalance { run });
@@ -317,9 +356,12 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.passed() {
-            return f.write_str(
-                "PASSED: every leak was found and taken back, and no healthy checkout was touched",
-            );
+            return f.write_str(match self.planted {
+                0 => "PASSED: nothing leaked, and nothing was taken back",
+                _ => {
+                    "PASSED: every leak was found, taken back and named, and no healthy checkout was touched"
+                }
+            });
         }
         let failings: Vec<_> = self.failings.iter().map(Failing::to_string).collect();
         write!(f, "FAILED: {}", failings.join("; "))

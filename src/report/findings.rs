@@ -19,7 +19,7 @@ pub struct Holder {
     pub app: String,
     /// What the application says that it is doing; empty if it does not say.
     pub route: String,
-    /// Checkouts that never came home: taken without a word, left by their client, still out.
+    /// Checkouts that never came home: taken without a word, left in a transaction by their client, still out.
     pub leaked: usize,
     /// Suspects that came home.
     pub came_home: usize,
@@ -185,7 +185,12 @@ fn is_taken(case: &Case) -> bool {
 }
 
 fn is_leak(case: &Case) -> bool {
-    matches!(case.fate(), Fate::Taken | Fate::Gone | Fate::StillOut)
+    match case.fate() {
+        Fate::Taken | Fate::StillOut => true,
+        // Who leaves outside of a transaction gives the connection back.
+        Fate::Gone => case.reason != Reason::IdleSession || case.was_due(),
+        Fate::CameHome | Fate::Missed | Fate::Unknown => false,
+    }
 }
 
 fn is_healthy(case: &Case) -> bool {

@@ -235,6 +235,22 @@ fn every_suggestion_can_be_set() {
 }
 
 #[test]
+fn who_leaves_outside_of_a_transaction_gives_back_and_who_leaves_within_does_not() {
+    let mut log = Log::started("reclaim");
+    let pool = sample::payments;
+    for (checkout, reason) in [(1, Reason::IdleSession), (2, Reason::IdleInTransaction)] {
+        let who = |seconds| idle(checkout, "short-lived", seconds);
+        log.tell(15.0, Event::LeakDetected { pool: pool(), reason, evidence: who(15.0) });
+        let resolution = Resolution::Disconnected;
+        let gone =
+            Event::LeakResolved { pool: pool(), reason, resolution, left_alone: None, evidence: who(20.0) };
+        log.tell(20.0, gone);
+    }
+    let findings = Findings::of(&log.story());
+    assert_eq!((findings.holders[0].leaked, findings.score.leaks, findings.score.found), (1, 1, 0));
+}
+
+#[test]
 fn a_window_cuts_out_a_part() {
     let since = Some(Duration::from_secs(TEN + 99));
     let part = incident().seen_in(Window { since, ..Window::default() });

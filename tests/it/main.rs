@@ -12,6 +12,7 @@ mod control;
 mod deaths;
 mod detection;
 mod differential;
+mod drill;
 mod faults;
 mod floors;
 mod fuzz;

@@ -34,7 +34,9 @@ fn sound_books() -> Audit {
 
 fn verdict(leaks: &Leaks, audit: &Audit) -> Verdict {
     let mut verdict = Verdict::default();
-    verdict.weigh("with", leaks, audit);
+    let named = Named { app: "payments@1.9.0".to_owned(), route: "POST /refund".to_owned() };
+    let leaks = Leaks { named_first: Some(named), ..leaks.clone() };
+    verdict.weigh("with", Kind::Incident, &leaks, audit);
     verdict
 }
 
@@ -136,4 +138,29 @@ fn the_books_balance_only_if_every_acknowledged_payment_is_there_and_no_other() 
     let found = judge(Action::Observe, &LIMITS, &leaks, &[], &[detected(2, 1, "idle_session")]);
     let verdict = verdict(&found, &audit(9, true));
     assert_eq!(verdict.failings, [Failing::BooksDoNotBalance { run: "with" }]);
+}
+
+#[test]
+fn a_cause_that_is_not_named_first_fails_the_drill() {
+    let leaks = [planted(1, Leak::MidTransaction, 10)];
+    let events = [detected(11, 1, "idle_in_transaction"), resolved(12, 1, "reclaimed")];
+    let judged = judge(Action::Reclaim, &LIMITS, &leaks, &[], &events);
+    let victim = Named { app: "payments@1.9.0".to_owned(), route: "POST /pay".to_owned() };
+    for named_first in [None, Some(victim)] {
+        let mut verdict = Verdict::default();
+        let judged = Leaks { named_first: named_first.clone(), ..judged.clone() };
+        verdict.weigh("with", Kind::Incident, &judged, &sound_books());
+        assert_eq!(verdict.failings, [Failing::Misnamed { run: "with", named: named_first }]);
+    }
+}
+
+#[test]
+fn where_nothing_leaks_nothing_may_be_taken() {
+    let calm = judge(Action::Reclaim, &LIMITS, &[], &[], &[detected(11, 3, "slow_statement")]);
+    let mut verdict = Verdict::default();
+    verdict.weigh("with", Kind::SlowQueries, &calm, &sound_books());
+    assert_eq!(verdict.to_string(), "PASSED: nothing leaked, and nothing was taken back");
+    let hit = judge(Action::Reclaim, &LIMITS, &[], &[], &[resolved(12, 3, "reclaimed")]);
+    verdict.weigh("with", Kind::SlowQueries, &hit, &sound_books());
+    assert_eq!(verdict.failings, [Failing::HealthyKilled { run: "with", checkouts: 1 }]);
 }
