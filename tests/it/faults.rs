@@ -6,7 +6,6 @@ mod half_open;
 mod slow_readers;
 mod states;
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::{Database, Endpoint, Leash, eventually_or, nothing_runs, settled};
@@ -31,12 +30,6 @@ async fn served(endpoint: &Endpoint) -> Result<String, String> {
         count
     };
     served.await.map_err(|error: tokio_postgres::Error| format!("{error:?}"))
-}
-
-/// Sends a signal to a process of the test's own server.
-fn signal(name: &str, pid: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), pid]).output().unwrap();
-    assert!(sent.status.success(), "kill -{name} {pid}: {}", String::from_utf8_lossy(&sent.stderr));
 }
 
 /// Waits until pgleash's memory has not grown for a while: whatever is on its way has stopped.

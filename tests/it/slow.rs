@@ -3,13 +3,14 @@
 use serde_json::Value;
 
 use crate::support::raw::{self, Raw};
-use crate::support::{Database, Leash, Mode, Server, finish, in_both_modes};
+use crate::support::{Database, Leash, Mode, Server, finish, in_both_modes, signal};
 
 in_both_modes! {
     a_lock_wait_names_who_has_the_lock,
     a_client_that_does_not_read_is_what_the_server_waits_for,
     a_table_that_is_read_from_end_to_end_is_told,
     a_server_that_cannot_be_asked_changes_nothing_else,
+    a_server_that_does_not_answer_changes_nothing_else,
 }
 
 const TOLD: [&str; 5] =
@@ -128,6 +129,35 @@ async fn a_server_that_cannot_be_asked_changes_nothing_else(mode: Mode) {
 
     admin.batch_execute(&format!("ALTER ROLE {role} CONNECTION LIMIT -1")).await.unwrap();
     leash.event("survey_recovered", |_| true).await;
+    slow.kill();
+    admin.close().await;
+    finish(leash, &database).await;
+}
+
+/// The backend of the reserved connection hangs in the middle of its life.
+async fn a_server_that_does_not_answer_changes_nothing_else(mode: Mode) {
+    let (database, mut leash) = leash(mode, &[("leaks.budget", "100%/1m")]).await;
+    let mut slow = leash.endpoint().raw("slow").await;
+    slow.send(&raw::query("SELECT pg_sleep(60)")).await;
+    let told = |pool: &Value| holder(pool, "slow").is_some_and(|slow| slow["waits_for"] != Value::Null);
+    leash.pool_when("the server has been asked once", told).await;
+    let admin = database.admin().await;
+    let asked = format!(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'pgleash probe' AND datname = '{}'",
+        database.name
+    );
+    let reserved = admin.one(&asked).await;
+    signal("STOP", &reserved);
+
+    let failed = leash.event("survey_failed", |_| true).await;
+    assert_eq!(failed["detail"], "no answer in time", "{failed}");
+    let mut leak = leash.endpoint().raw("leak").await;
+    leak.query("BEGIN").await;
+    let over = leash.event("leak_resolved", |event| event["app"] == "leak").await;
+    assert_eq!((&over["resolution"], &over["reason"]), (&"reclaimed".into(), &"idle_in_transaction".into()));
+    // It is asked over another connection then.
+    leash.event("survey_recovered", |_| true).await;
+    signal("CONT", &reserved);
     slow.kill();
     admin.close().await;
     finish(leash, &database).await;

@@ -2,9 +2,9 @@
 //! back and gathers nothing.
 
 use crate::support::raw::{self, Raw};
-use crate::support::{Leash, Mode, Server, eventually, finish, in_both_modes};
+use crate::support::{Leash, Mode, Server, eventually, finish, in_both_modes, signal};
 
-use super::{healed, signal, standstill};
+use super::{healed, standstill};
 
 in_both_modes! {
     a_client_that_does_not_read_holds_the_server_back,

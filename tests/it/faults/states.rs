@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::support::raw::{self, PROTOCOL_3_0, Raw};
 use crate::support::{
     Database, Endpoint, Leash, Mode, Server, eventually, eventually_or, finish, in_both_modes, settled,
-    within,
+    signal, within,
 };
 
-use super::{healed, signal};
+use super::healed;
 
 in_both_modes! {
     clients_hang_up,

@@ -191,3 +191,9 @@ pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output =
         Err(_) => panic!("not within {limit:?}: {what}"),
     }
 }
+
+/// Sends a signal to a process of the test's own server.
+pub fn signal(name: &str, pid: &str) {
+    let sent = std::process::Command::new("kill").args([&format!("-{name}"), pid]).output().unwrap();
+    assert!(sent.status.success(), "kill -{name} {pid}: {}", String::from_utf8_lossy(&sent.stderr));
+}
