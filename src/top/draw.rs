@@ -6,7 +6,7 @@ use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, TableState, Wrap};
 
-use super::feed::{HolderView, PoolView};
+use super::feed::{HolderView, PoolView, TopView};
 use super::screen::Screen;
 use crate::ids::Moment;
 
@@ -66,7 +66,8 @@ fn banner_line(screen: &Screen, now: Moment) -> Line<'static> {
 }
 
 fn pool_table(pools: &[PoolView]) -> Table<'static> {
-    let header = ["POOL", "USED", "PEAK 1m", "WAITING", "OLDEST", "STALE", "OVERDUE", "FULL IN"];
+    let header =
+        ["POOL", "USED", "PEAK 1m", "WAITING", "OLDEST", "STALE", "OVERDUE", "FULL IN", "MOST IDLE BY"];
     let rows = pools.iter().map(|pool| {
         let stale: usize =
             pool.stale.iter().filter(|(reason, _)| reason != "slow_statement").map(|(_, count)| count).sum();
@@ -84,6 +85,7 @@ fn pool_table(pools: &[PoolView]) -> Table<'static> {
                 Some(eta) => alarming(true, seconds(eta)),
                 None => Cell::from("-"),
             },
+            Cell::from(pool.top_holders.first().map_or_else(String::new, most_idle)),
         ])
     });
     let widths = [
@@ -95,6 +97,7 @@ fn pool_table(pools: &[PoolView]) -> Table<'static> {
         Constraint::Length(6),
         Constraint::Length(7),
         Constraint::Length(8),
+        Constraint::Min(20),
     ];
     let header = Row::new(header).style(Style::new().add_modifier(Modifier::BOLD));
     Table::new(rows, widths).header(header).block(Block::new().borders(Borders::BOTTOM))
@@ -103,10 +106,10 @@ fn pool_table(pools: &[PoolView]) -> Table<'static> {
 fn draw_holders(frame: &mut Frame, screen: &Screen, style: Style, area: Rect, detail: Rect) {
     let rows = screen.rows();
     let selected = screen.selected(&rows);
-    let header = ["ID", "APPLICATION", "CLIENT", "STATE", "AGE", "IDLE", "WHY, AND WHAT HAPPENS NEXT"];
+    let header = ["ID", "APPLICATION, ROUTE", "CLIENT", "STATE", "AGE", "IDLE", "WHY, AND WHAT HAPPENS NEXT"];
     let widths = [
         Constraint::Length(8),
-        Constraint::Length(22),
+        Constraint::Length(30),
         Constraint::Length(21),
         Constraint::Length(19),
         Constraint::Length(8),
@@ -130,7 +133,7 @@ fn draw_holders(frame: &mut Frame, screen: &Screen, style: Style, area: Rect, de
 fn holder_row(holder: &HolderView) -> Row<'static> {
     let row = Row::new([
         holder.id.to_string(),
-        named(&holder.app),
+        work(&holder.app, holder.route.as_deref()),
         plain(&holder.client),
         plain(&holder.phase),
         seconds(holder.age_seconds),
@@ -146,11 +149,12 @@ fn holder_row(holder: &HolderView) -> Row<'static> {
 
 fn details(pool: &str, holder: &HolderView) -> String {
     let pinned = holder.pinned.as_ref().map_or_else(String::new, |pin| format!(", pinned: {}", plain(pin)));
+    let said = holder.statement.as_ref().map_or_else(String::new, |said| format!(", after {}", plain(said)));
     format!(
-        "checkout {} of {} by {} from {}, backend {}{pinned}\n{}\nnext: {}",
+        "checkout {} of {} by {} from {}, backend {}{pinned}{said}\n{}\nnext: {}",
         holder.id,
         plain(pool),
-        named(&holder.app),
+        work(&holder.app, holder.route.as_deref()),
         plain(&holder.client),
         holder.backend_pid,
         plain(&holder.why),
@@ -173,6 +177,16 @@ fn key_line(screen: &Screen) -> Line<'static> {
         said += &format!("   search: {}", plain(&screen.words));
     }
     Line::from(said).dim()
+}
+
+/// Who, and on which route if it says so.
+fn work(app: &str, route: Option<&str>) -> String {
+    route.map_or_else(|| named(app), |route| format!("{} {}", named(app), plain(route)))
+}
+
+fn most_idle(top: &TopView) -> String {
+    let who = work(&top.app, top.route.as_deref());
+    format!("{who} ({}, {} in all)", top.stale, seconds(top.stale_seconds))
 }
 
 fn named(app: &str) -> String {

@@ -38,7 +38,19 @@ pub struct PoolView {
     pub stale: Vec<(String, usize)>,
     pub overdue: usize,
     pub exhaustion_forecast_seconds: Option<f64>,
+    pub top_holders: Vec<TopView>,
     pub holders: Vec<HolderView>,
+}
+
+/// One kind of work that holds idle connections.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs, reason = "named as in the snapshot")]
+pub struct TopView {
+    pub app: String,
+    pub route: Option<String>,
+    pub stale: usize,
+    pub stale_seconds: f64,
 }
 
 /// One checkout.
@@ -48,6 +60,8 @@ pub struct PoolView {
 pub struct HolderView {
     pub id: u64,
     pub app: String,
+    pub route: Option<String>,
+    pub statement: Option<String>,
     pub client: String,
     pub phase: String,
     pub age_seconds: f64,

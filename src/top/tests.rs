@@ -5,11 +5,11 @@ const SNAPSHOT: &str = r#"{"version":"0.1.0","uptime_seconds":7260.0,"action":"r
  "flow":"open","observation_age_seconds":0.2,"clients":14,"clients_max":1000,"pools":[
  {"pool":"app@shop","size":20,"utilization_ratio":0.85,"utilization_peak_ratio":1.0,"waiting":2,
   "oldest_checkout_seconds":64.0,"stale":[["idle_in_transaction",1],["slow_statement",3]],"overdue":0,
-  "exhaustion_forecast_seconds":380.0,"holders":[
+  "exhaustion_forecast_seconds":380.0,"top_holders":[{"app":"checkout","route":"POST /pay","stale":1,"stale_seconds":22.0}],"holders":[
    {"id":7,"app":"web","client":"10.0.0.1:4","phase":"active","age_seconds":0.1,"idle_seconds":0.0,"backend_pid":70,
     "pinned":null,"suspect":null,"why":"statement in flight","next":"reported as slow after 30.0 s"},
    {"id":5,"app":"checkout\u001b[2J\u202e","client":"10.0.0.2:5","phase":"idle_in_transaction","age_seconds":64.0,
-    "idle_seconds":22.0,"backend_pid":50,"pinned":null,"suspect":"idle_in_transaction",
+    "idle_seconds":22.0,"backend_pid":50,"route":"POST /pay\u001b","statement":"insert into t values (?)","pinned":null,"suspect":"idle_in_transaction",
     "why":"idle in transaction 22.0 s of 30.0 s","next":"reclaim in 8.0 s","unknown":1}]},
  {"pool":"jobs@shop","size":5,"holders":[{"id":9,"app":"","phase":"held","idle_seconds":3.0,
     "why":"held for a reason: listen","pinned":"listen"}]}]}"#;
