@@ -22,7 +22,7 @@ lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
     shellcheck demo test .ci/run deploy/app deploy/check
-    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate
+    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate tests/page/run
 
 # format the sources
 fmt:
@@ -75,6 +75,11 @@ deploy-check:
 boards *args:
     cargo build --locked --release --quiet
     dashboards/smoke {{ args }}
+
+# the live page in headless Chromium, against real leaks; screenshots in target/page
+page *args:
+    cargo build --locked --quiet
+    tests/page/run {{ args }}
 
 # the container image
 image tag="pgleash:dev":

@@ -50,7 +50,7 @@ class Scratch:
         self.wait_for("postgres", self.port, "postgres")
         self.psql(self.port, "postgres", f"CREATE DATABASE {ROLE}")
 
-    def start_pgleash(self, name: str, binary: str, config: list[str]) -> tuple[subprocess.Popen, dict]:
+    def start_pgleash(self, name: str, binary: str, config: list[str], admin: str = "127.0.0.1:0") -> tuple[subprocess.Popen, dict]:
         """A pgleash in front of our PostgreSQL on free ports, with more lines of configuration; and its `started` event."""
         if not os.access(binary, os.X_OK):
             raise Failure(f"{binary} is not there: build it with 'cargo build --release'")
@@ -61,7 +61,7 @@ class Scratch:
             copy.chmod(0o755)
             self.own(copy)
         path = self.write(f"{name}.toml", "\n".join([
-            'listen = "127.0.0.1:0"', 'admin = "127.0.0.1:0"',
+            'listen = "127.0.0.1:0"', f'admin = "{admin}"',
             f'upstream.url = "postgres://{ROLE}@127.0.0.1:{self.port}/{ROLE}?sslmode=disable"', *config,
         ]) + "\n")
         process = self.spawn(name, [copy, "run", "--config", path])

@@ -104,9 +104,9 @@ impl Forecast {
         healthy[(healthy.len() - 1) * 95 / 100]
     }
 
-    /// Over the shortest span that says something.
+    /// By how much stale checkouts grow, a second, over the shortest span that says something; `None` if none does.
     #[allow(clippy::cast_precision_loss, reason = "pool sizes are small")]
-    fn growth_per_second(&self) -> Option<f64> {
+    pub fn growth_per_second(&self) -> Option<f64> {
         Self::THIRDS.iter().find_map(|third| {
             let [d, c, b, a] = [0, 1, 2, 3]
                 .map(|n| self.stale_before(n * third))

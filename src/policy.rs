@@ -50,6 +50,16 @@ pub enum PoolMode {
     Session,
 }
 
+impl PoolMode {
+    /// The word for it in `pool.mode`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            PoolMode::Transaction => "transaction",
+            PoolMode::Session => "session",
+        }
+    }
+}
+
 /// What a rule, or a word of the application's, grants a checkout beyond the limits on idleness.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Allowance {

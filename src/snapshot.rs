@@ -42,6 +42,10 @@ pub struct Snapshot {
     pub version: &'static str,
     /// Seconds since the process started.
     pub uptime_seconds: f64,
+    /// `pool.mode`: `session` or `transaction`.
+    pub mode: &'static str,
+    /// Twelve digits that differ if any key of the configuration in force does, but for its secrets.
+    pub config_hash: String,
     /// `observe` or `reclaim`.
     pub action: &'static str,
     /// Whether a leak met now would be taken back: `reclaim`, and not draining.
@@ -90,6 +94,8 @@ pub struct PoolSnapshot {
     pub overdue: usize,
     /// The largest holders of stale checkouts, by the time these have been idle for: the cause, if there is one.
     pub top_holders: Vec<TopHolder>,
+    /// By how much stale checkouts grow, a second; `null` while that may be chance.
+    pub stale_growth_per_second: Option<f64>,
     /// Seconds until the pool is full of stale checkouts; `null` when they do not grow.
     pub exhaustion_forecast_seconds: Option<f64>,
     /// The limits in force, seconds.

@@ -228,10 +228,7 @@ pub const KEYS: &[Key] = &[
                 ("transaction", |config| config.policy.mode = PoolMode::Transaction),
                 ("session", |config| config.policy.mode = PoolMode::Session),
             ],
-            show: |config| match config.policy.mode {
-                PoolMode::Transaction => "transaction",
-                PoolMode::Session => "session",
-            },
+            show: |config| config.policy.mode.as_str(),
         },
     },
     Key {

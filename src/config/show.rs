@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use super::Loaded;
 use super::field::Field;
 use super::keys::{KEYS, Key};
+use super::{Config, Loaded};
 
 /// What stands for `upstream.url` in the example; no server has this name.
 const EXAMPLE_URL: &str = "postgres://app@db.internal:5432/app?sslmode=verify-full";
@@ -69,6 +69,20 @@ pub fn effective(loaded: &Loaded) -> String {
         let _ = writeln!(text, "{name:names$}  {value:values$}  {origin}");
     }
     text
+}
+
+/// Twelve hexadecimal digits that tell one configuration from another by what [`effective`] prints of it: whoever has
+/// the same ones has the same values, but for secrets.
+pub fn digest(config: &Config) -> String {
+    let mut text = String::new();
+    for key in KEYS {
+        let _ = writeln!(text, "{} = {}", key.name, key.field.show(config));
+    }
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().take(6).fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }
 
 fn ways(key: &Key) -> String {

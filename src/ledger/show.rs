@@ -122,6 +122,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             stale: judge::JUDGED.iter().map(|reason| (*reason, suspects(*reason))).collect(),
             overdue,
             top_holders: self.top_holders(now),
+            stale_growth_per_second: self.forecast.growth_per_second(),
             exhaustion_forecast_seconds: self.forecast.seconds_to_exhaustion(policy.size),
             limits: Limits {
                 idle_in_transaction: policy.idle_in_transaction.as_secs_f64(),

@@ -3,24 +3,25 @@
 //! It runs beside the data path: see [`super::http`].
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
-use axum::Json;
-use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
-use axum::http::{StatusCode, Uri};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::map_response;
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Json, Router};
 use serde::Deserialize;
 
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
 
-use super::http::{Bounds, HttpServer, failure, harden, spawn_bounded};
+use super::http::{Bounds, HttpServer, Lease, failure, harden, spawn_bounded};
+use super::page::Page;
+use super::stream::Streams;
 
 /// What the admin server asks the sidecar. Called on the admin thread, at each request; must not
 /// block for long.
@@ -42,7 +43,8 @@ pub trait Source: Send + Sync {
     fn alive(&self) -> Result<(), String>;
 }
 
-/// Serves on `listener`, which is already bound, until the returned value is stopped or dropped.
+/// Serves on `listener`, which is already bound, until the returned value is stopped or dropped. The page offers to
+/// take connections back if there is a `control` listener.
 ///
 /// # Errors
 /// The listener cannot be used without blocking, or the operating system refused a thread.
@@ -50,14 +52,25 @@ pub fn spawn(
     listener: TcpListener,
     source: Arc<dyn Source>,
     telemetry: Arc<Telemetry>,
+    control: Option<SocketAddr>,
 ) -> io::Result<HttpServer> {
-    spawn_bounded("pgleash-admin", listener, router(App { source, telemetry }), Bounds::DEFAULT)
+    let app = App::new(source, telemetry, control);
+    spawn_bounded("pgleash-admin", listener, router(app), Bounds::DEFAULT)
 }
 
 #[derive(Clone)]
 struct App {
     source: Arc<dyn Source>,
     telemetry: Arc<Telemetry>,
+    streams: Arc<Streams>,
+    page: Arc<Page>,
+}
+
+impl App {
+    fn new(source: Arc<dyn Source>, telemetry: Arc<Telemetry>, control: Option<SocketAddr>) -> Self {
+        let streams = Arc::new(Streams::new(Arc::clone(&source), Arc::clone(&telemetry)));
+        Self { source, telemetry, streams, page: Arc::new(Page::new(control)) }
+    }
 }
 
 fn router(app: App) -> Router {
@@ -68,6 +81,7 @@ fn router(app: App) -> Router {
         .route("/readyz", get(readyz))
         .route("/api/v1/snapshot", get(snapshot))
         .route("/api/v1/events", get(events))
+        .route("/api/v1/stream", get(stream))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(map_response(harden))
@@ -113,18 +127,17 @@ async fn events(State(app): State<App>, query: Result<Query<After>, QueryRejecti
     }
 }
 
-/// The page. Its script and style carry a nonce that the policy names; nothing else may run.
-async fn page() -> impl IntoResponse {
-    let nonce = format!("{:032x}", rand::random::<u128>());
-    let policy = format!(
-        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
-         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    );
-    ([(CONTENT_SECURITY_POLICY, policy)], Html(include_str!("page.html").replace("{{nonce}}", &nonce)))
+async fn stream(State(app): State<App>, Extension(lease): Extension<Lease>, headers: HeaderMap) -> Response {
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    app.streams.open(last, lease)
+}
+
+async fn page(State(app): State<App>) -> Response {
+    app.page.answer()
 }
 
 async fn not_found(uri: Uri) -> Response {
-    let known = "/, /metrics, /healthz, /readyz, /api/v1/snapshot, /api/v1/events";
+    let known = "/, /metrics, /healthz, /readyz, /api/v1/snapshot, /api/v1/events, /api/v1/stream";
     failure(StatusCode::NOT_FOUND, &format!("there is no {}; there are {known}", uri.path()))
 }
 

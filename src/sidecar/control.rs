@@ -1,7 +1,7 @@
 //! The control server: all that changes state over HTTP. Off unless `control` says where; loopback only,
 //! and nobody is heard who does not show the token.
 //!
-//! It has a thread and a runtime of its own, and the bounds of the admin server. Nothing of a request is
+//! The page of the admin listener may ask, with the token, from a browser; see [`super::origins`]. It has a thread and a runtime of its own, and the bounds of the admin server. Nothing of a request is
 //! read but its method, its path and its token; a body is not looked at.
 
 use std::io;
@@ -27,6 +27,7 @@ use crate::telemetry::{Record, Telemetry};
 
 use super::Hub;
 use super::http::{Bounds, HttpServer, failure, harden, spawn_bounded};
+use super::origins::{Origins, admit};
 use super::reload::Reloader;
 
 /// How long an answer waits for a connection that was taken back to be clean.
@@ -45,6 +46,8 @@ pub struct Control {
     pub telemetry: Arc<Telemetry>,
     /// What a request must show.
     pub token: Token,
+    /// Which pages a browser may let ask.
+    pub origins: Origins,
 }
 
 /// Serves on `listener`, which is already bound, until the returned value is stopped or dropped.
@@ -64,6 +67,7 @@ fn router(control: Control) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(control.clone(), only_who_shows_the_token))
+        .layer(from_fn_with_state(control.origins.clone(), admit))
         .layer(map_response(harden))
         .with_state(control)
 }

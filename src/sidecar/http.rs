@@ -1,10 +1,13 @@
 //! An HTTP server on an operating system thread and a runtime of its own: it answers while the data path is
 //! busy, and nobody who reads slowly can hold up the data path. It serves one request a connection; the
-//! request, the time and the number of connections are bounded. Floor 4.
+//! request, the time and the number of connections are bounded. An answer that goes on for as long as it is read
+//! has a lease. Floor 4.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -12,13 +15,18 @@ use axum::http::header::{CACHE_CONTROL, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS}
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
+
+use crate::clock;
+use crate::ids::Moment;
 
 /// A running server. Dropping it stops it without waiting; [`HttpServer::stop`] waits.
 pub struct HttpServer {
@@ -52,7 +60,7 @@ pub(super) struct Bounds {
     /// From the accepted connection to the end of the headers: less than a health check waits, so that
     /// connections which say nothing do not fail it.
     pub(super) read: Duration,
-    /// From the accepted connection to the end of the answer.
+    /// From the accepted connection to the end of the answer, unless its [`Lease`] is extended.
     pub(super) whole: Duration,
     /// For answers under way when the server stops.
     pub(super) stop: Duration,
@@ -71,6 +79,39 @@ impl Bounds {
     pub(super) const HEADERS: usize = 64;
     /// Pause after a failed accept (no file descriptor left), so that it does not spin.
     const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+}
+
+/// How long the connection of a request may last. Every request carries one; only an answer that has no end
+/// extends it, each time that the client has read what there was.
+#[derive(Clone)]
+pub(super) struct Lease {
+    /// Nanoseconds since the process started.
+    until: Arc<AtomicU64>,
+    whole: Duration,
+    stopping: watch::Receiver<()>,
+}
+
+impl Lease {
+    fn new(whole: Duration, stopping: watch::Receiver<()>) -> Self {
+        let lease = Self { until: Arc::default(), whole, stopping };
+        lease.extend(Duration::ZERO);
+        lease
+    }
+
+    /// What is sent within `wait` from now may take as long as a whole answer.
+    pub(super) fn extend(&self, wait: Duration) {
+        self.until.fetch_max((clock::now() + wait + self.whole).as_nanos(), Ordering::Relaxed);
+    }
+
+    fn left(&self) -> Duration {
+        Moment::from_nanos(self.until.load(Ordering::Relaxed)).since(clock::now())
+    }
+
+    /// Resolves when the server stops. Cancel safe.
+    pub(super) async fn stopping(&mut self) {
+        // Nothing is ever sent; the sender goes when the server stops.
+        while self.stopping.changed().await.is_ok() {}
+    }
 }
 
 /// Serves `router` on `listener` until the returned value is stopped or dropped.
@@ -104,15 +145,18 @@ async fn serve(
     mut stopped: oneshot::Receiver<()>,
 ) {
     let places = Arc::new(Semaphore::new(bounds.connections as usize));
+    let (running, stopping) = watch::channel(());
     loop {
         tokio::select! {
             _ = &mut stopped => break,
             (stream, place) = accept(&listener, &places) => {
-                tokio::spawn(answer(stream, place, router.clone(), bounds));
+                let lease = Lease::new(bounds.whole, stopping.clone());
+                tokio::spawn(answer(stream, place, router.clone(), bounds.read, lease));
             }
         }
     }
     drop(listener);
+    drop(running);
     let _ = timeout(bounds.stop, places.acquire_many(bounds.connections)).await;
 }
 
@@ -132,18 +176,30 @@ async fn accept(
     }
 }
 
-/// One connection, one request, one answer; cut off when it takes too long.
-async fn answer(stream: TcpStream, place: Option<OwnedSemaphorePermit>, router: Router, bounds: Bounds) {
+/// One connection, one request, one answer; cut off when its lease is over.
+async fn answer(
+    stream: TcpStream,
+    place: Option<OwnedSemaphorePermit>,
+    router: Router,
+    read: Duration,
+    lease: Lease,
+) {
+    let (router, carried) = (TowerToHyperService::new(router), lease.clone());
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(carried.clone());
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .keep_alive(false)
         .half_close(true)
         .max_buf_size(Bounds::HEAD)
         .max_headers(Bounds::HEADERS)
         .timer(TokioTimer::new())
-        .header_read_timeout(bounds.read)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .header_read_timeout(read)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
     // Whatever went wrong is the client's doing, and it knows: there is nobody else to tell.
-    let _ = timeout(bounds.whole, connection).await;
+    while timeout(lease.left(), connection.as_mut()).await.is_err() && !lease.left().is_zero() {}
     drop(place);
 }
 

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, show};
 use crate::conn::Tether;
 use crate::dial::Target;
 use crate::event::{Event, InForce, Sink};
@@ -395,6 +395,8 @@ impl Hub {
         Snapshot {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: now.since(crate::ids::Moment::START).as_secs_f64(),
+            mode: self.mode.as_str(),
+            config_hash: show::digest(&self.config.load()),
             action: self.action(),
             enforcing: self.policy.load().action == Action::Reclaim && !draining,
             draining,

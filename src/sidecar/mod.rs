@@ -10,12 +10,15 @@ pub mod gate;
 pub mod handover;
 pub mod http;
 mod hub;
+pub mod origins;
+mod page;
 pub mod pipe;
 mod places;
 pub mod reader;
 pub mod relay;
 pub mod reload;
 pub mod session;
+mod stream;
 pub mod words;
 
 use std::fmt;
@@ -39,6 +42,7 @@ use self::control::Control;
 use self::door::Door;
 use self::handover::{Offer, Predecessor, Sockets};
 use self::http::HttpServer;
+use self::origins::Origins;
 use self::reload::Reloader;
 
 pub use hub::Hub;
@@ -267,17 +271,17 @@ impl Pages {
         reloader: &Arc<Reloader>,
         telemetry: &Arc<Telemetry>,
     ) -> io::Result<Self> {
-        let (source, told) = (Arc::clone(hub), Arc::clone(telemetry));
-        let admin = admin::spawn(admin, source, told)?;
         let token = hub.config.load().control_token.clone();
         let control = match control.zip(token) {
             None => None,
             Some((listener, token)) => {
                 let (hub, reloader) = (Arc::clone(hub), Arc::clone(reloader));
-                let telemetry = Arc::clone(telemetry);
-                Some(control::spawn(listener, Control { hub, reloader, telemetry, token })?)
+                let (telemetry, origins) = (Arc::clone(telemetry), Origins::of(admin.local_addr()?));
+                Some(control::spawn(listener, Control { hub, reloader, telemetry, token, origins })?)
             }
         };
+        let (source, told) = (Arc::clone(hub), Arc::clone(telemetry));
+        let admin = admin::spawn(admin, source, told, control.as_ref().map(HttpServer::address))?;
         Ok(Self { admin, control })
     }
 

@@ -1,6 +1,4 @@
-//! An incident as values, for tests and for `examples/admin_page.rs`.
-//!
-//! The example includes this file as its own module: only `crate::{event, ids, snapshot}` are at hand.
+//! An incident as values, for tests.
 
 use std::sync::Arc;
 
@@ -245,6 +243,8 @@ pub fn incident() -> Snapshot {
     Snapshot {
         version: "0.1.0",
         uptime_seconds: 3725.5,
+        mode: "transaction",
+        config_hash: "5d1f0c2a9b7e".to_owned(),
         action: "reclaim",
         enforcing: true,
         draining: false,
@@ -265,6 +265,7 @@ pub fn incident() -> Snapshot {
                 stale: stale([3, 1, 0, 1]),
                 overdue: 1,
                 top_holders: vec![top_holder()],
+                stale_growth_per_second: Some(0.07),
                 exhaustion_forecast_seconds: Some(42.0),
                 opened: 61,
                 closed: 51,
@@ -293,6 +294,7 @@ pub fn quiet_pool(pool: PoolKey, size: usize) -> PoolSnapshot {
         stale: stale([0; 4]),
         overdue: 0,
         top_holders: Vec::new(),
+        stale_growth_per_second: None,
         exhaustion_forecast_seconds: None,
         limits: Limits {
             idle_in_transaction: 30.0,

@@ -2,6 +2,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,11 +11,15 @@ use super::*;
 use crate::event::Sink;
 use crate::telemetry::sample;
 
+mod streams;
+
 /// A sidecar in the middle of an incident.
 #[derive(Default)]
 struct Incident {
     /// What `alive` and `ready` complain of; empty if all is well.
     trouble: Mutex<String>,
+    /// How many were asked for.
+    snapshots: AtomicU64,
 }
 
 impl Incident {
@@ -29,6 +34,7 @@ impl Incident {
 
 impl Source for Incident {
     fn snapshot(&self) -> Snapshot {
+        self.snapshots.fetch_add(1, Ordering::Relaxed);
         sample::incident()
     }
     fn ready(&self) -> Result<(), String> {
@@ -123,9 +129,27 @@ fn the_page_runs_only_its_own_script() {
 }
 
 #[test]
+fn the_page_may_talk_to_the_control_listener_if_there_is_one() {
+    for (control, url) in [
+        ("127.0.0.1:9633", "http://127.0.0.1:9633"),
+        ("127.0.0.2:9633", "http://127.0.0.2:9633"),
+        ("[::1]:9633", "http://localhost:9633"),
+    ] {
+        let answer = Page::new(Some(control.parse().unwrap())).answer();
+        let policy = answer.headers()["content-security-policy"].to_str().unwrap();
+        assert!(policy.contains(&format!("; connect-src 'self' {url};")), "{policy}");
+    }
+    let running = Running::start();
+    let answer = running.get("/");
+    assert!(answer.header("content-security-policy").contains("; connect-src 'self';"));
+    assert!(answer.body.contains("data-control=\"\""));
+}
+
+#[test]
 fn the_page_is_small_and_takes_text_from_nowhere_but_text_nodes() {
-    let page = include_str!("../page.html");
-    assert!(page.len() < 40_000, "{} bytes", page.len());
+    let page = Running::start().get("/").body;
+    assert!(page.len() < 80_000, "{} bytes", page.len());
+    let page = page.replace("\"http://www.w3.org/2000/svg\"", "the name of a namespace");
     for forbidden in [
         "innerHTML",
         "outerHTML",
@@ -290,7 +314,7 @@ impl Running {
         sample::events().into_iter().for_each(|event| telemetry.emit(event));
         let source = Arc::new(Incident::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let app = App { source: Arc::clone(&source) as Arc<dyn Source>, telemetry: Arc::clone(&telemetry) };
+        let app = App::new(Arc::clone(&source) as Arc<dyn Source>, Arc::clone(&telemetry), None);
         let server = spawn_bounded("admin", listener, router(app), bounds).unwrap();
         let address = server.address();
         Self { server, address, source, telemetry }
