@@ -385,6 +385,22 @@ fn what_is_printed_names_every_origin_and_no_secret() {
     insta::assert_snapshot!(printed);
 }
 
+#[test]
+fn a_digest_tells_configurations_apart_but_for_their_secrets() {
+    let digest = |password: &str, more: &[&str]| {
+        let url = format!("postgres://app:{password}@db/shop?sslmode=disable");
+        let sources =
+            Sources { env: env(&[("PGLEASH_UPSTREAM_URL", &url)]), flags: flags(more), ..Sources::default() };
+        show::digest(&load(&sources).unwrap().config)
+    };
+    let one = digest("hunter2", &[]);
+    assert!(one.len() == 12 && one.bytes().all(|digit| digit.is_ascii_hexdigit()), "{one}");
+    assert_eq!(one, digest("another", &["pool.size=20"]), "its default, and another password");
+    for other in ["pool.size=21", "leaks.action=observe", "leaks.budget=26%/1m"] {
+        assert_ne!(one, digest("hunter2", &[other]), "{other}");
+    }
+}
+
 mod upstream_url {
     use super::*;
 

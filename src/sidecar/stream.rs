@@ -60,7 +60,7 @@ impl Streams {
             return ([(RETRY_AFTER, "5")], failure(StatusCode::SERVICE_UNAVAILABLE, &said)).into_response();
         };
         let seen = last.and_then(|last| self.seq_of(last)).unwrap_or(0);
-        let reader = Reader { streams: Arc::clone(self), lease, seen, begun: false, _place: place };
+        let reader = Reader { streams: Arc::clone(self), lease, seen, turn: Turn::First, _place: place };
         let messages = unfold(reader, |mut reader| async move {
             let message = reader.next().await?;
             Some((Ok::<_, io::Error>(message), reader))
@@ -97,36 +97,56 @@ struct Reader {
     lease: Lease,
     /// `seq` of the last event that was sent.
     seen: u64,
-    begun: bool,
+    turn: Turn,
     _place: OwnedSemaphorePermit,
 }
 
+/// Which message is due.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// The first, at once.
+    First,
+    /// Another, at the next full second.
+    Next,
+    /// None: the server stops, and its last word was said.
+    Over,
+}
+
 impl Reader {
-    /// The next message, at the next full second; the first at once. `None` when the server stops. It is asked for
-    /// only once the one before is on its way, so what a slow reader costs is one message.
+    /// The next message; when the server stops one more, at once, and then `None`. It is asked for only once the one
+    /// before is on its way, so what a slow reader costs is one message.
     async fn next(&mut self) -> Option<String> {
         self.lease.extend(Streams::PERIOD);
-        if self.begun {
-            let period = Streams::PERIOD.as_nanos() as u64;
-            let wait = Duration::from_nanos(period - clock::now().as_nanos() % period);
-            tokio::select! {
-                () = self.lease.stopping() => return None,
-                () = tokio::time::sleep(wait) => {}
-            }
+        let turn = self.turn;
+        self.turn = match turn {
+            Turn::First => Turn::Next,
+            Turn::Next => self.wait().await,
+            Turn::Over => return None,
+        };
+        Some(self.message(if turn == Turn::First { "retry: 1000\n" } else { "" }))
+    }
+
+    /// Until the next full second, or until the server stops.
+    async fn wait(&mut self) -> Turn {
+        let period = Streams::PERIOD.as_nanos() as u64;
+        let wait = Duration::from_nanos(period - clock::now().as_nanos() % period);
+        tokio::select! {
+            () = self.lease.stopping() => Turn::Over,
+            () = tokio::time::sleep(wait) => Turn::Next,
         }
+    }
+
+    fn message(&mut self, lead: &str) -> String {
         let snapshot = self.streams.snapshot();
         let events = self.streams.telemetry.events_after(self.seen);
         self.seen = events.last().map_or(self.seen, |last| last.seq);
         let events = serde_json::to_string(&events).unwrap_or_default();
         let (run, seen) = (&self.streams.run, self.seen);
         let mut message = String::with_capacity(snapshot.len() + events.len() + 128);
-        if !std::mem::replace(&mut self.begun, true) {
-            message.push_str("retry: 1000\n");
-        }
         let _ = write!(
             message,
-            "id: {run}.{seen}\ndata: {{\"run\":\"{run}\",\"seq\":{seen},\"snapshot\":{snapshot},\"events\":{events}}}\n\n"
+            "{lead}id: {run}.{seen}\ndata: {{\"run\":\"{run}\",\"seq\":{seen},\"snapshot\":{snapshot},\"events\":{events}}}\n\n"
         );
-        Some(message)
+        message
     }
 }

@@ -7,15 +7,22 @@ import { cutOff, faintTexts, nameless } from "./eyes.mjs";
 
 const stage = JSON.parse(process.argv[2]);
 const asked = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-const HOSTILE = "<img src=x onerror=alert(1)>";
+// As long as a name can be, and without a place to break it.
+const HOSTILE = "<img/src=x/onerror=alert(1)>".padEnd(63, "w");
 const SIZES = [["telephone", 360, 780], ["laptop", 1280, 800], ["wall", 1920, 1080]];
 const PATIENCE = 15_000;
 
 const browser = await chromium.launch({ executablePath: stage.browser, args: ["--no-sandbox"] });
 const clients = [];
 
+async function tell(chapter) {
+  const began = Date.now();
+  await chapter();
+  console.log(`${chapter.name}: as it should be, ${((Date.now() - began) / 1000).toFixed(1)} s`);
+}
+
 /// A page at `address`, on which nothing may go wrong but what is expected.
-async function open(address, hash = "", { width = 1280, height = 800, colorScheme = "light", expected = [] } = {}) {
+async function open(address, hash = "", { width = 1280, height = 800, colorScheme = "light", expected = [], until = "#banner .chip" } = {}) {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme, reducedMotion: "reduce" });
   context.setDefaultTimeout(PATIENCE);
   const page = await context.newPage();
@@ -25,7 +32,7 @@ async function open(address, hash = "", { width = 1280, height = 800, colorSchem
   page.on("pageerror", (error) => note(error.stack ?? String(error)));
   page.on("dialog", (dialog) => { note("a dialog: " + dialog.message()); dialog.dismiss(); });
   await page.goto(`http://${address}/${hash}`);
-  await page.waitForSelector("#banner .chip");
+  await page.waitForSelector(until);
   return page;
 }
 async function close(page) {
@@ -189,9 +196,41 @@ async function byHand() {
   assert.ok(requests.every((url) => !url.includes(stage.token)), "the token is in no address");
   assert.ok(requests.includes(`http://${stage.observing.control}/api/v1/checkouts/${requests.at(-1).match(/checkouts\/(\d+)/)[1]}/reclaim`));
   await close(page);
+  await askFromElsewhere();
   const plain = await open(stage.enforcing.admin);
   await plain.locator("#control-note", { hasText: "control is off" }).waitFor();
   await close(plain);
+}
+
+/// A browser lets no other page ask, whatever token it has.
+async function askFromElsewhere() {
+  const page = await (await browser.newContext()).newPage();
+  await page.goto(`http://${stage.enforcing.admin}/healthz`);
+  const said = await page.evaluate(async ([control, token]) => {
+    const asked = fetch(`http://${control}/api/v1/pause`, { method: "POST", headers: { authorization: `Bearer ${token}` } });
+    return asked.then((answer) => answer.status, (error) => error.name);
+  }, [stage.observing.control, stage.token]);
+  assert.equal(said, "TypeError", "the browser does not let it");
+  const snapshot = await (await fetch(`http://${stage.observing.admin}/api/v1/snapshot`)).json();
+  assert.equal(snapshot.flow, "open", "nothing was asked");
+  await page.context().close();
+}
+
+/// One page too many says so, and goes on when another is closed.
+async function crowd() {
+  const given = new AbortController();
+  // Pages that were closed before are noticed within a second or two.
+  for (const others = []; others.length < 16;) {
+    const other = await fetch(`http://${stage.enforcing.admin}/api/v1/stream`, { signal: given.signal });
+    if (other.status === 200) others.push(other);
+    else await other.text();
+  }
+  const refusal = ["the server responded with a status of 503"];
+  const page = await open(stage.enforcing.admin, "", { expected: refusal, until: "#alarm:has-text('16 live pages are open already')" });
+  given.abort();
+  await page.waitForSelector("#banner .chip");
+  await page.locator("#alarm").waitFor({ state: "hidden" });
+  await close(page);
 }
 
 /// It can be read: on each size, light and dark, also when it is old.
@@ -200,52 +239,55 @@ async function looks() {
     const page = await open(stage.observing.admin, "", { colorScheme });
     await row(page, "checkout-api").waitFor();
     await story(page, "leak detected").first().waitFor();
-    await eachSize(page, colorScheme);
+    for (const [, width, height] of SIZES) {
+      await page.setViewportSize({ width, height });
+      await readable(page, `${width}, ${colorScheme}`);
+    }
     await row(page, "checkout-api").locator("a.row").click();
     await page.locator("#detail dl").waitFor();
-    await eachSize(page, `${colorScheme}-detail`);
+    for (const [size, width, height] of SIZES) {
+      await page.setViewportSize({ width, height });
+      await page.screenshot({ path: `${stage.shots}/${size}-${colorScheme}.png`, fullPage: true });
+      await readable(page, `${width}, ${colorScheme}, with one checkout`);
+    }
     await close(page);
   }
 }
-async function eachSize(page, name) {
-  for (const [size, width, height] of SIZES) {
-    await page.setViewportSize({ width, height });
-    await readable(page, `${size}-${name}`);
-  }
-}
 async function readable(page, name) {
-  await page.screenshot({ path: `${stage.shots}/${name}.png`, fullPage: true });
   assert.deepEqual(await page.evaluate(faintTexts), [], name);
   assert.deepEqual(await page.evaluate(cutOff), [], name);
   assert.deepEqual(await page.evaluate(nameless), [], name);
 }
 
-/// pgleash stops, and the page says so; it comes back, and the page goes on.
+/// pgleash stops, and the page says so; it comes back, and the page goes on; it is killed.
 async function theEnd() {
   const expected = ["net::ERR_"];
   const pages = await Promise.all(["light", "dark"].map((colorScheme) => open(stage.enforcing.admin, "", { colorScheme, expected })));
   await please("stop pgleash");
   for (const [n, page] of pages.entries()) {
-    await page.locator("#alarm", { hasText: /pgleash does not answer.*What follows is .* old/ }).waitFor();
+    await page.locator("#alarm", { hasText: /^pgleash has stopped: every client left. What follows is of [\d:]+\.$/ }).waitFor();
     assert.ok(await page.evaluate(() => document.body.classList.contains("outdated")));
     assert.match(await page.title(), /^old: /);
-    await readable(page, ["gone-light", "gone-dark"][n]);
+    await readable(page, "gone");
+    await page.screenshot({ path: `${stage.shots}/gone-${["light", "dark"][n]}.png` });
   }
   await please("start pgleash");
   for (const page of pages) {
     await page.locator("#alarm").waitFor({ state: "hidden" });
     await page.locator("#timeline li").first().waitFor();
     assert.equal(await story(page, "leak detected").count(), 0, "another run has other events");
+  }
+  await please("kill pgleash");
+  for (const page of pages) {
+    await page.locator("#alarm", { hasText: /^pgleash does not answer: .* What follows is of [\d:]+\.$/ }).waitFor();
     await close(page);
   }
 }
 
 try {
-  for (const chapter of [enforcement, dryRun, permalinksAndFilters, keyboard, byHand, looks, theEnd]) {
-    const began = Date.now();
-    await chapter();
-    console.log(`${chapter.name}: as it should be, ${((Date.now() - began) / 1000).toFixed(1)} s`);
-  }
+  // The first two wait for different pgleash.
+  await Promise.all([tell(enforcement), tell(dryRun)]);
+  for (const chapter of [permalinksAndFilters, keyboard, byHand, crowd, looks, theEnd]) await tell(chapter);
 } catch (failure) {
   console.log(failure.stack ?? failure);
   process.exitCode = 1;

@@ -85,6 +85,7 @@ fn the_snapshot_is_json() {
     let answer = Running::start().get("/api/v1/snapshot");
     assert_eq!((answer.status, answer.header("content-type")), (200, "application/json"));
     let snapshot = answer.json();
+    assert_eq!((&snapshot["mode"], &snapshot["action"]), (&"transaction".into(), &"reclaim".into()));
     assert_eq!(snapshot["pools"][0]["pool"], "app@payments");
     assert_eq!(snapshot["pools"][0]["stale"][0], serde_json::json!(["idle_in_transaction", 3]));
     assert_eq!(snapshot["pools"][0]["holders"][0]["session"], 1042);
@@ -143,6 +144,17 @@ fn the_page_may_talk_to_the_control_listener_if_there_is_one() {
     let answer = running.get("/");
     assert!(answer.header("content-security-policy").contains("; connect-src 'self';"));
     assert!(answer.body.contains("data-control=\"\""));
+}
+
+#[test]
+fn every_event_has_words_on_the_page() {
+    let running = Running::start();
+    let page = running.get("/").body;
+    for event in running.get("/api/v1/events").json().as_array().unwrap() {
+        let name = event["event"].as_str().unwrap();
+        let told = page.contains(&format!("\n  {name}: ("));
+        assert!(told || name == "test_notification", "{name}: a running pgleash says it");
+    }
 }
 
 #[test]

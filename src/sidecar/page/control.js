@@ -8,12 +8,12 @@ $("control-note").textContent = !CONTROL ? "Nothing can be taken back from here:
   : "To take connections back, open this page through loopback: control is there.";
 
 function reclaimButton(h) {
-  if (!CONTROL || !onLoopback || h.phase === "active" || h.phase === "recycling") return null;
+  if (!CONTROL || !onLoopback || isAtWork(h)) return null;
   return el("button", { type: "button", class: "reclaim", "data-act": "reclaim", "data-checkout": h.id,
     "aria-label": `Take back checkout ${h.id} of ${appOf(h.app)}` }, "Take back…");
 }
 function askToReclaim(id) {
-  const h = allHolders().find((one) => one.id === id);
+  const h = state.out.get(id);
   if (!h) return;
   asked = id;
   $("reclaim-what").textContent = `Checkout ${h.id} in ${h.pool}: ${who(h)}, ${h.client}, session ${h.session}, backend ${h.backend_pid}; held ${span(h.age_seconds)}, idle ${span(h.idle_seconds)}.`;

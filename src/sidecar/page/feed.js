@@ -15,7 +15,7 @@ function connect() {
     else render();
   };
   stream.onerror = () => {
-    trouble ||= "pgleash does not answer: it was stopped, or cannot be reached";
+    trouble ||= lastWord() || "pgleash does not answer: it was stopped, or cannot be reached";
     // A browser tries again by itself, unless it was refused.
     if (stream.readyState === EventSource.CLOSED) refused();
     watch();
@@ -39,16 +39,21 @@ async function refused() {
   watch();
 }
 
-/// Says so when what is shown is old.
+/// What pgleash said at its end, if it came to that.
+function lastWord() {
+  const last = state.events.at(-1);
+  return last?.event === "stopped" ? "pgleash has stopped: " + sentence(last) : "";
+}
+
+/// Says so when what is shown is old. The words do not change each second: who listens to the page hears them once.
 function watch() {
   const s = state.snapshot, age = (performance.now() - state.arrived) / 1000;
-  const isOld = Boolean(s) && age > OLD_SECONDS;
+  const isOld = Boolean(s) && (age > OLD_SECONDS || Boolean(trouble && lastWord()));
   let said = "";
   if (isOld || (!s && trouble)) {
-    said = (trouble || "No data comes from pgleash") + ". " + (s ? `What follows is ${span(age)} old, of ${clock(Date.now() - age * 1000)}.` : "");
-    if (s?.draining) said += " It was draining.";
+    said = (trouble || "No data comes from pgleash") + "." + (s ? ` What follows is of ${clock(Date.now() - age * 1000)}.` : "");
   } else if (s && s.observation_age_seconds > BLIND_SECONDS) {
-    said = `The keeper last looked ${span(dataAge(s))} ago: nobody watches what follows.`;
+    said = `The keeper has not looked since ${clock(s.observed_at_unix_seconds * 1000)}: nobody watches what follows.`;
   }
   $("alarm").hidden = !said;
   if ($("alarm").textContent !== said) $("alarm").textContent = said;
@@ -82,6 +87,7 @@ function follow() {
 }
 
 addEventListener("hashchange", follow);
+addEventListener("pageshow", (shown) => shown.persisted && connect());
 document.addEventListener("visibilitychange", () => document.hidden ? disconnect() : connect());
 setInterval(watch, 1000);
 readView();

@@ -5,8 +5,7 @@ function wouldHaveDone(s) {
   if (s.action !== "observe") return;
   $("observe-note").textContent = state.events.length ? "since " + clock(state.events[0].time) : "";
   if (!due.length) return fill("would", el("div", { class: "empty", "data-key": "empty" }, "Nothing: no connection was due so far."));
-  const out = new Set(allHolders().map((h) => h.id));
-  const fate = (e) => outcomeOf(e)?.resolution ?? (out.has(e.checkout) ? "out" : "untold");
+  const fate = (e) => outcomeOf(e)?.resolution ?? (state.out.has(e.checkout) ? "out" : "untold");
   const groups = Map.groupBy(due, (e) => `${e.pool}\n${who(e)}\n${e.reason}`);
   const wrong = due.filter((e) => fate(e) === "returned").length, held = due.filter((e) => fate(e) === "out").length;
   const rows = [...groups].map(([key, group]) => {

@@ -34,15 +34,20 @@ function sparkline(pool) {
   const length = Math.max(60_000, now - (trail[0]?.time ?? 0));
   const x = (at) => (300 - 300 * (now - at.time) / length).toFixed(1);
   const y = (n) => (39 - 38 * n / Math.max(top, 1)).toFixed(1);
-  const line = (field) => trail.map((at, n) => {
-    const gap = n === 0 || at.time - trail[n - 1].time > 3500;
-    return (gap ? "M" : "L") + x(at) + " " + y(at[field]);
-  }).join("");
+  // Where nothing was seen there is no line.
+  const runs = [];
+  for (const at of trail) {
+    if (runs.length && at.time - runs.at(-1).at(-1).time < 3500) runs.at(-1).push(at);
+    else runs.push([at]);
+  }
+  const points = (run, field) => run.map((at) => `${x(at)} ${y(at[field])}`).join("L");
+  const line = (field) => runs.map((run) => "M" + points(run, field)).join("");
+  const area = runs.map((run) => `M${x(run[0])} 40L${points(run, "used")}L${x(run.at(-1))} 40Z`).join("");
   const used = trail.map((at) => at.used);
   const label = `last ${span(length / 1000)}: ${Math.min(...used)} to ${Math.max(...used)} in use, up to ${Math.max(...trail.map((at) => at.stale))} stale`;
   return svg("svg", { class: "spark", viewBox: "0 0 300 40", preserveAspectRatio: "none", role: "img", "aria-label": label },
     svg("title", "", label), svg("path", { class: "rule", d: `M0 ${y(pool.size)}H300` }),
-    svg("path", { class: "used", d: line("used") }), svg("path", { class: "stale", d: line("stale") }));
+    svg("path", { class: "area", d: area }), svg("path", { class: "used", d: line("used") }), svg("path", { class: "stale", d: line("stale") }));
 }
 
 function usage(pool) {

@@ -2,12 +2,17 @@
 const EVENTS_KEPT = 2000, TRAIL_SECONDS = 300;
 // Reported, but not what keeps a pool from getting its connections back.
 const MERELY_SLOW = new Set(["slow_statement", "overdue"]);
+const isStale = (h) => Boolean(h.suspect) && !MERELY_SLOW.has(h.suspect);
+// What a wedged server waits for is its client, so no statement of that client's is at work.
+const isAtWork = (h) => h.phase === "recycling" || h.phase === "active" && h.suspect !== "protocol_wedge";
 const REASONS = ["idle_in_transaction", "idle_session", "protocol_wedge", "orphaned", "dirty_return", "overdue", "slow_statement"];
 const NO_APP = "(none)";
 
 const state = {
   run: "",            // which process this is
   snapshot: null,
+  holders: [],        // of all pools
+  out: new Map(),     // checkout -> its holder
   events: [],         // oldest first
   stories: new Map(), // checkout -> its events
   trails: new Map(),  // pool -> what it was in the last minutes
@@ -51,6 +56,8 @@ function takeMessage({ run, snapshot, events }) {
     state.stories = Map.groupBy(state.events.filter((e) => e.checkout !== undefined), (e) => e.checkout);
   }
   state.snapshot = snapshot;
+  state.holders = snapshot.pools.flatMap((pool) => pool.holders.map((h) => ({ ...h, pool: pool.pool })));
+  state.out = new Map(state.holders.map((h) => [h.id, h]));
   state.arrived = performance.now();
   for (const pool of snapshot.pools) {
     const trail = (state.trails.get(pool.pool) ?? []).filter((at) => state.arrived - at.time < TRAIL_SECONDS * 1000);
@@ -64,9 +71,6 @@ const usedOf = (pool) => Math.round(pool.utilization_ratio * pool.size);
 const peakOf = (pool) => Math.round(pool.utilization_peak_ratio * pool.size);
 const staleOf = (pool) => pool.stale.reduce((sum, [reason, n]) => sum + (MERELY_SLOW.has(reason) ? 0 : n), 0);
 
-function allHolders() {
-  return (state.snapshot?.pools ?? []).flatMap((pool) => pool.holders.map((h) => ({ ...h, pool: pool.pool })));
-}
 function hasWords(text) {
   text = text.toLowerCase();
   return view.q.toLowerCase().split(/\s+/).every((word) => text.includes(word));
@@ -75,7 +79,7 @@ function holderMatches(h) {
   return (!view.pool || h.pool === view.pool)
     && (!view.app || (h.app || NO_APP) === view.app)
     && (!view.reason || (view.reason === "suspect" ? h.suspect !== null : h.suspect === view.reason))
-    && (!view.q || hasWords([h.pool, h.app, h.route, h.client, h.session, h.id, "backend " + h.backend_pid, PHASES[h.phase], h.pinned,
+    && (!view.q || hasWords([h.pool, h.app, h.route, h.client, h.session, h.id, "backend " + h.backend_pid, phaseOf(h), h.pinned,
       h.suspect && words(h.suspect), h.why, h.next, h.statement, h.trace].join(" ")));
 }
 /// What an event says of its checkout, or another one says of the same.

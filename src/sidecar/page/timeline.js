@@ -10,8 +10,7 @@ function outcome(e) {
   if (e.event !== "leak_detected" && e.event !== "reclaim_suppressed") return null;
   const end = outcomeOf(e);
   if (end) return el("small", "", "outcome: ", RESOLVED[end.resolution] ?? words(end.resolution), `, ${unbroken(span((Date.parse(end.time) - Date.parse(e.time)) / 1000))} later`);
-  const out = allHolders().some((h) => h.id === e.checkout);
-  return el("small", "", out ? "outcome: still out" : "outcome: not told");
+  return el("small", "", state.out.has(e.checkout) ? "outcome: still out" : "outcome: not told");
 }
 /// One event; with all of its fields if it is the one that is looked at.
 function eventRow(e, where) {

@@ -7,6 +7,7 @@ const SUPPRESSED = { observe: "the action is observe", budget: "the budget is sp
 const RESOLVED = { returned: "it went on by itself: no leak", reclaimed: "taken back", disconnected: "its client left",
   server_lost: "its server connection was lost" };
 
+const phaseOf = (h) => h.suspect === "protocol_wedge" ? "its server waits for it" : PHASES[h.phase] ?? words(h.phase);
 const words = (text) => String(text).replaceAll("_", " ");
 const unbroken = (text) => String(text).replace(/(\d) (ms|s|min|h|d|%)\b/g, "$1\u00a0$2");
 const many = (n, one, more) => n + " " + (n === 1 ? one : more ?? one + "s");

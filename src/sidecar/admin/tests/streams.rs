@@ -151,10 +151,21 @@ fn silent(running: &Running) -> socket2::Socket {
 }
 
 #[test]
-fn streams_end_when_the_server_stops() {
+fn streams_end_with_the_last_word_when_the_server_stops() {
     let running = Running::start();
     let mut listener = Listener::ask(&running, "");
     listener.next().unwrap();
+    running.telemetry.emit(crate::event::Event::Stopped { drained: true, clients_cut: 0 });
     running.server.stop();
-    while listener.next().is_some() {}
+    let last = std::iter::from_fn(|| listener.next()).last().unwrap();
+    assert_eq!(last.data["events"][0]["event"], "stopped");
+}
+
+#[test]
+fn who_only_asks_for_the_headers_takes_no_place() {
+    let running = Running::start();
+    for _ in 0..=Streams::MOST {
+        assert_eq!(running.ask("HEAD /api/v1/stream HTTP/1.1\r\nHost: x\r\n\r\n").status, 200);
+    }
+    Listener::ask(&running, "").next().unwrap();
 }
