@@ -285,9 +285,10 @@ async function theEnd() {
 }
 
 try {
-  // The first two wait for different pgleash.
-  await Promise.all([tell(enforcement), tell(dryRun)]);
-  for (const chapter of [permalinksAndFilters, keyboard, byHand, crowd, looks, theEnd]) await tell(chapter);
+  // What does not meet is told at the same time: it mostly waits.
+  for (const chapters of [[enforcement, dryRun], [permalinksAndFilters, keyboard, byHand, crowd], [looks], [theEnd]]) {
+    await Promise.all(chapters.map(tell));
+  }
 } catch (failure) {
   console.log(failure.stack ?? failure);
   process.exitCode = 1;
