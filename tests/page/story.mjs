@@ -102,7 +102,7 @@ async function dryRun() {
   await slow.query("COMMIT");
   await would.locator("p", { hasText: "1 would have been wrong" }).waitFor();
   await story(page, "reclaim suppressed", "checkout-api", "the action is observe").waitFor();
-  await story(page, "leak resolved", "slow-thinker", "it went on by itself").waitFor();
+  await story(page, "leak resolved", "slow-thinker", "it went on by itself", "and left alone: the action is observe").waitFor();
   const blocked = row(page, "reports");
   await blocked.filter({ hasText: "waits for a lock" }).waitFor();
   await blocked.getByRole("link", { name: /^lock-keeper/ }).click();
@@ -162,6 +162,8 @@ async function keyboard() {
   await page.keyboard.press("p");
   assert.deepEqual(await hash(page), { pool: "bench@bench" });
   await page.keyboard.press("?");
+  await readable(page, "the list of keys");
+  await page.screenshot({ path: `${stage.shots}/keys.png` });
   await page.getByLabel("single keys work").uncheck();
   await page.keyboard.press("Escape");
   await page.keyboard.press("p");
@@ -172,12 +174,14 @@ async function keyboard() {
 /// A connection is taken back by hand, with the token, which is nowhere afterwards.
 async function byHand() {
   const refusal = ["the server responded with a status of 401"];
-  const page = await open(stage.observing.admin.replace("127.0.0.1", "localhost"), "", { expected: refusal });
+  const page = await open(stage.observing.admin.replace("127.0.0.1", "localhost"), "", { expected: refusal, colorScheme: "dark" });
   const requests = [];
   page.on("request", (request) => requests.push(request.url()));
   const leaking = await leak(stage.observing, "by-hand");
   await row(page, "by-hand").getByRole("button", { name: /Take back/ }).click();
   assert.match(await page.textContent("#reclaim-what"), /by-hand/);
+  await readable(page, "the question for the token");
+  await page.screenshot({ path: `${stage.shots}/reclaim.png` });
   await page.click("#reclaim-yes");
   await page.locator("#reclaim-said", { hasText: "Give the token" }).waitFor();
   await page.fill("#token", "not-the-token-at-all");

@@ -14,7 +14,7 @@ function nextPool() {
 }
 function escape() {
   if (document.activeElement === $("q")) $("q").blur();
-  if (view.checkout || view.event) location.hash = linkTo({ checkout: "", event: "" });
+  if (view.checkout || view.event) look({ checkout: "", event: "" });
   else look({ pool: "", app: "", reason: "", q: "" });
 }
 const ON_KEY = {

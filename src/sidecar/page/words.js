@@ -40,7 +40,8 @@ const who = (e) => appOf(e.app) + (e.route ? " " + e.route : "");
 const tops = (holders) => holders.map((top) => `${who(top)} (${top.stale} for ${span(top.stale_seconds)})`).join(", ");
 
 const SENTENCES = {
-  started: (e) => `pgleash ${e.version} listens on ${e.listen}, action ${e.action}`,
+  started: (e) => `pgleash ${e.version} listens on ${e.listen}, action ${e.action}; at most ${span(e.idle_in_transaction_seconds)} idle in transaction, `
+    + `${span(e.idle_session_seconds)} in session, budget ${Math.round(100 * e.budget_share)} % in ${span(e.budget_seconds)}`,
   draining: (e) => `${many(e.clients, "client has", "clients have")} ${span(e.limit_seconds)} to leave`,
   stopped: (e) => e.drained ? "every client left" : `${many(e.clients_cut, "client was", "clients were")} cut off`,
   pool_opened: (e) => `up to ${many(e.size, "connection")}`,
@@ -48,7 +49,8 @@ const SENTENCES = {
   connection_closed: (e) => `backend ${e.backend_pid}: ${words(e.reason)} after ${span(e.age_seconds)} and ${many(e.uses, "use")}`,
   checkout_timeout: (e) => `${e.client} got no connection within ${span(e.waited_seconds)}: ${e.diagnosis}`,
   leak_detected: (e) => `${who(e)}: ${words(e.reason)} for ${span(e.idle_seconds)}`,
-  leak_resolved: (e) => `${who(e)}: ${RESOLVED[e.resolution] ?? words(e.resolution)} after ${span(e.age_seconds)}; was ${words(e.reason)}`,
+  leak_resolved: (e) => `${who(e)}: ${RESOLVED[e.resolution] ?? words(e.resolution)} after ${span(e.age_seconds)}; was ${words(e.reason)}`
+    + (e.left_alone ? `, due for ${span(e.left_alone_seconds)} and left alone: ${SUPPRESSED[e.left_alone] ?? words(e.left_alone)}` : ""),
   reclaim_suppressed: (e) => `${who(e)}: due as ${words(e.reason)}, and left alone: ${SUPPRESSED[e.because] ?? words(e.because)}`,
   recycled: (e) => `backend ${e.backend_pid}: ${words(e.action)}, ${words(e.outcome)} in ${e.elapsed_seconds < 0.001 ? "less than 1 ms" : span(e.elapsed_seconds)}` + (e.detail ? `; ${e.detail}` : ""),
   reclaim_regretted: (e) => `${who(e)} came back ${span(e.after_seconds)} after its connection was taken: that was wrong`,
