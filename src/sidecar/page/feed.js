@@ -41,8 +41,8 @@ async function refused() {
 
 /// What pgleash said at its end, if it came to that.
 function lastWord() {
-  const last = state.events.at(-1);
-  return last?.event === "stopped" ? "pgleash has stopped: " + sentence(last) : "";
+  const last = state.events.findLast((e) => e.event === "stopped");
+  return last ? "pgleash has stopped: " + sentence(last) : "";
 }
 
 /// Says so when what is shown is old. The words do not change each second: who listens to the page hears them once.
