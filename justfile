@@ -22,7 +22,7 @@ lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
     shellcheck demo test .ci/run deploy/app deploy/check
-    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate tests/page/run
+    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate tests/page/run tests/servers
 
 # format the sources
 fmt:
@@ -80,6 +80,10 @@ boards *args:
 page *args:
     cargo build --locked --quiet
     tests/page/run {{ args }}
+
+# the end-to-end tests on other versions of PostgreSQL, such as 16 17 18
+servers *args:
+    tests/servers {{ args }}
 
 # the container image
 image tag="pgleash:dev":

@@ -1,4 +1,4 @@
-//! What judging costs: a look at 10,000 checkouts, and the books of one statement. `just bench-judgement`.
+//! What judging costs: a look at 10,000 checkouts, the books of one statement, and a scrape of them. `just bench-judgement`.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use pgleash::event::Resolution;
 use pgleash::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey, SessionId};
 use pgleash::ledger::{Ledger, Place};
 use pgleash::policy::Policy;
+use pgleash::snapshot::{FlowState, Snapshot};
+use pgleash::telemetry::Telemetry;
 
 const CHECKOUTS: u64 = 10_000;
 
@@ -116,5 +118,33 @@ fn books(c: &mut Criterion) {
     });
 }
 
-criterion_group!(judgement, sweep, books);
+/// What stands between a request for /metrics and its answer, when 10,000 checkouts are out in one pool. The first
+/// part holds the ledger, for which a checkout waits.
+fn scrape(c: &mut Criterion) {
+    let (mut ledger, policy, _activities) = pool(0.1);
+    let now = Moment::from_secs(129);
+    ledger.sweep(&policy, now);
+    let mut group = c.benchmark_group("scrape of 10,000 checkouts");
+    group.bench_function("the pool's state", |b| b.iter(|| black_box(ledger.snapshot(&policy, now))));
+    let telemetry = Telemetry::start(Box::new(std::io::sink())).expect("a thread for the log");
+    let snapshot = Snapshot {
+        version: "0",
+        uptime_seconds: 1.0,
+        mode: "session",
+        config_hash: String::new(),
+        action: "reclaim",
+        enforcing: true,
+        draining: false,
+        flow: FlowState::Open,
+        observation_age_seconds: 0.1,
+        observed_at_unix_seconds: 1.0,
+        clients: CHECKOUTS as usize,
+        clients_max: CHECKOUTS as usize,
+        pools: vec![ledger.snapshot(&policy, now)],
+    };
+    group.bench_function("its text", |b| b.iter(|| black_box(telemetry.render(&snapshot))));
+    group.finish();
+}
+
+criterion_group!(judgement, sweep, books, scrape);
 criterion_main!(judgement);
