@@ -19,11 +19,11 @@ use crate::conn::Tether;
 use crate::ids::Moment;
 use crate::policy::PoolMode;
 use crate::switch::{Io, Wire};
-use crate::wire::frame::{Cut, Direction, FrameError};
+use crate::wire::frame::{Cut, Direction, Frame, FrameError};
 use crate::wire::pin::Pin;
 use crate::wire::prepared::{Down, Names, Prepared, Up};
-use crate::wire::pulse::Beat;
-use crate::wire::reply::read_parameter_status;
+use crate::wire::pulse::{Beat, Pulse, Whose};
+use crate::wire::reply::{self, read_parameter_status};
 use crate::wire::vars::{self, Vars};
 
 use super::pipe::Pipe;
@@ -88,6 +88,8 @@ pub enum End {
     Cut,
     /// The client broke the protocol.
     Violation(FrameError),
+    /// It cannot be told any more what the server answers.
+    Lost,
 }
 
 /// Whether anybody is there to hear the answers.
@@ -234,7 +236,20 @@ impl<'a> Relay<'a> {
     fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let up = self.step_up(cx)?;
         let down = self.step_down(cx)?;
-        Ok(up || down)
+        Ok(self.clear_up()? || up || down)
+    }
+
+    /// Asks the server, if need be, which Syncs it has answered; whether it has been asked.
+    fn clear_up(&mut self) -> Result<bool, End> {
+        if self.wire.pulse.is_lost() {
+            return Err(End::Lost);
+        }
+        if !self.wire.pulse.holds() || !self.up.ends_frame() {
+            return Ok(false);
+        }
+        let Some(closes) = self.wire.pulse.asks() else { return Ok(false) };
+        self.up.put(&mut reply::whose_turn(closes));
+        Ok(true)
     }
 
     fn step_up(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
@@ -301,7 +316,7 @@ impl<'a> Relay<'a> {
     fn walk_up(&mut self) -> Result<(), End> {
         let Self { up, wire, words, names, sending, reader, said, tether, .. } = self;
         let Wire { pulse, prepared, .. } = &mut **wire;
-        while !pulse.is_full() && !prepared.is_full() {
+        while !pulse.is_full() && !prepared.is_full() && !pulse.holds() {
             let place = up.place();
             let taken = match up.next(|tag| wanted_up(words.mode(), tag)).map_err(End::Violation)? {
                 Cut::More => break,
@@ -360,22 +375,34 @@ impl<'a> Relay<'a> {
         let Wire { pulse, prepared, .. } = &mut **wire;
         loop {
             let shared = names.is_some();
+            let mut late = Vec::new();
             let (fate, taken) = match down.next(|tag| wanted_from_server(shared, tag))? {
                 Cut::More => return Ok(()),
-                Cut::Frame(frame, taken) => {
-                    pulse.received(frame.tag, frame.body.first().copied());
-                    *last_was_fatal = frame.tag == b'E' && is_fatal(frame.body);
-                    match frame.tag {
-                        b'S' => follow(vars, frame.body),
-                        b'C' => words.completed(frame.body),
-                        b'E' => words.failed(),
-                        _ => {}
+                Cut::Frame(frame, taken) => match pulse.hears(frame.tag, frame.body.first().copied()) {
+                    Whose::Ours => {
+                        if frame.tag == b'Z' {
+                            prepared.settle();
+                        }
+                        down.drop_next(taken);
+                        continue;
                     }
-                    (names.as_mut().map_or(Down::Pass, |names| prepared.down(frame, names)), taken)
-                }
+                    Whose::Client(closes) => {
+                        late = give_back(closes, pulse, prepared, names.as_deref_mut());
+                        pulse.received(frame.tag, frame.body.first().copied());
+                        *last_was_fatal = frame.tag == b'E' && is_fatal(frame.body);
+                        match frame.tag {
+                            b'S' => follow(vars, frame.body),
+                            b'C' => words.completed(frame.body),
+                            b'E' => words.failed(),
+                            _ => {}
+                        }
+                        (names.as_mut().map_or(Down::Pass, |names| prepared.down(frame, names)), taken)
+                    }
+                },
                 Cut::Body(piece, taken) if shared => (prepared.down_body(piece), taken),
                 Cut::Body(_, taken) => (Down::Pass, taken),
             };
+            down.put(&mut late);
             match fate {
                 Down::Pass => down.clear(taken),
                 Down::Drop => down.drop_next(taken),
@@ -508,6 +535,29 @@ const fn phase_of(beat: Beat) -> Phase {
         Beat::InTransaction => Phase::InTransaction,
         Beat::AwaitsClient => Phase::AwaitsClient,
     }
+}
+
+/// CloseCompletes that were taken for answers to a question of ours are the client's.
+fn give_back(
+    closes: u32,
+    pulse: &mut Pulse,
+    prepared: &mut Prepared,
+    mut names: Option<&mut Names>,
+) -> Vec<u8> {
+    let frame = Frame { tag: b'3', body_len: 0, body: &[] };
+    let mut out = Vec::new();
+    for _ in 0..closes {
+        pulse.received(frame.tag, None);
+        let fate = names.as_deref_mut().map_or(Down::Pass, |names| {
+            let fate = prepared.down(frame, names);
+            prepared.down_ends(names);
+            fate
+        });
+        if fate == Down::Pass {
+            reply::close_complete(&mut out);
+        }
+    }
+    out
 }
 
 /// Body bytes of an ErrorResponse in which its severity stands: it comes first, in words and in code.

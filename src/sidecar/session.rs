@@ -229,6 +229,7 @@ impl Session {
                 checkout.conn().closing(CloseReason::ServerLost);
                 (Plan::Lost, Resolution::ServerLost)
             }
+            End::Lost => (Plan::Close, Resolution::Disconnected),
             _ => (plan_for(wire.pulse.beat(), ended.server_at_boundary), Resolution::Disconnected),
         };
         checkout.recycle(Some(wire), plan, resolution, certain);
@@ -244,6 +245,12 @@ impl Session {
         match end {
             End::ServerGone(false) => Some(lost()),
             End::Drained | End::Cut => Some(draining()),
+            End::Lost => {
+                let message = "a Sync within COPY data, with more behind it, crossed with the COPY's error";
+                self.tell_refused(Refusal::Protocol, message.to_owned());
+                let hint = "What the server answers to what came behind it cannot be told apart.";
+                Some(reply::fatal(SqlState::ProtocolViolation, message, Some(hint)))
+            }
             End::Violation(error) => {
                 self.tell_refused(Refusal::Protocol, error.to_string());
                 let hint = "The client broke the frontend/backend protocol; its connection is closed.";

@@ -4,7 +4,13 @@
 //! connection's life without a word of SQL: is a statement in flight, is a transaction open, may
 //! the connection change hands?
 
+mod doubt;
+
 use std::collections::VecDeque;
+
+use doubt::Doubt;
+
+pub use doubt::Whose;
 
 /// Transaction status as ReadyForQuery reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -41,15 +47,15 @@ enum Owed {
     Query { before: u32, command: u64 },
     /// For a Sync, behind this command.
     Sync { command: u64 },
-    /// For nothing: the client ended COPY data before it heard that the COPY of this command has begun. If
-    /// it does, the Syncs behind this count.
-    CopyEnd { command: u64 },
+    /// For nothing: the client ended COPY data, so many times, before it heard that a COPY of this command
+    /// has begun. If it does, the Syncs behind this count.
+    CopyEnd { command: u64, times: u32 },
 }
 
 impl Owed {
     const fn command(self) -> u64 {
         match self {
-            Owed::Query { command, .. } | Owed::Sync { command } | Owed::CopyEnd { command } => command,
+            Owed::Query { command, .. } | Owed::Sync { command } | Owed::CopyEnd { command, .. } => command,
         }
     }
 
@@ -58,13 +64,23 @@ impl Owed {
     }
 }
 
+/// A COPY from the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Copy {
+    #[default]
+    No,
+    /// The server takes its data.
+    Taking,
+    /// The client has ended them, and has not heard what became of them.
+    Ended,
+}
+
 /// The state of one server connection, as its frames tell it.
 #[derive(Debug, Clone, Default)]
 pub struct Pulse {
     owed: VecDeque<Owed>,
     tx: Tx,
-    /// The server takes COPY data from the client.
-    copy_in: bool,
+    copy: Copy,
     /// Commands that may begin a COPY, sent so far: Execute, Query, FunctionCall.
     commands: u64,
     /// Those of them that have been answered, or skipped.
@@ -77,6 +93,7 @@ pub struct Pulse {
     flushed: bool,
     /// One of them failed: the server skips to the next Sync and replies to nothing until then.
     skipping: bool,
+    doubt: Doubt,
 }
 
 impl Pulse {
@@ -90,6 +107,9 @@ impl Pulse {
 
     /// The client sent a frame with this tag.
     pub fn sent(&mut self, tag: u8) {
+        if matches!(tag, b'Q' | b'F' | b'P' | b'B' | b'C' | b'D' | b'E') {
+            self.doubt.sent(self.skipping);
+        }
         match tag {
             // The server skips these as well.
             b'Q' | b'F' if self.skipping => {}
@@ -101,9 +121,11 @@ impl Pulse {
                 self.replies_due = 0;
             }
             // In COPY-in the server ignores Flush and Sync ("COPY Operations").
-            b'S' | b'H' if self.copy_in => {}
+            b'H' if self.copy == Copy::Taking => {}
+            b'S' if self.copy == Copy::Taking => self.doubt.ignored(1),
             b'H' => self.flushed = true,
             b'S' => {
+                self.doubt.synced();
                 self.owed.push_back(Owed::Sync { command: self.commands });
                 self.unsynced = false;
                 self.skipping = false;
@@ -113,15 +135,31 @@ impl Pulse {
                 self.unsynced = true;
                 self.flushed = false;
                 self.commands += u64::from(tag == b'E');
+                if tag == b'C' {
+                    self.doubt.close_sent();
+                }
                 if !self.skipping {
                     self.replies_due = self.replies_due.saturating_add(1);
                 }
             }
-            b'c' | b'f' if self.copy_in => self.copy_in = false,
-            b'c' | b'f' if self.done < self.commands => {
-                self.owed.push_back(Owed::CopyEnd { command: self.commands });
+            b'c' | b'f' if self.copy == Copy::Taking => {
+                self.copy = Copy::Ended;
+                self.doubt.ended(self.done + 1);
             }
+            b'c' | b'f' if self.done < self.commands => self.copy_end_sent(),
             _ => {}
+        }
+    }
+
+    /// The end of COPY data that nobody has heard to be taken. Many of them take no more room than one.
+    fn copy_end_sent(&mut self) {
+        self.doubt.ended(self.commands);
+        if let Some(Owed::CopyEnd { command, times }) = self.owed.back_mut()
+            && *command == self.commands
+        {
+            *times = times.saturating_add(1);
+        } else {
+            self.owed.push_back(Owed::CopyEnd { command: self.commands, times: 1 });
         }
     }
 
@@ -139,7 +177,10 @@ impl Pulse {
             b'Z' => self.ready(first),
             b'G' => self.copy_in_begins(),
             b'E' => {
-                self.copy_in = false;
+                if std::mem::take(&mut self.copy) != Copy::No {
+                    let executed = !self.copies_for_query();
+                    self.doubt.copy_failed(self.done + 1, executed);
+                }
                 self.skip_queries();
                 if !self.owes() && self.unsynced {
                     self.owed.clear();
@@ -149,6 +190,9 @@ impl Pulse {
             }
             // Replies that end one extended-protocol message, if no earlier Sync or Query is due.
             b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' => {
+                if tag == b'C' && std::mem::take(&mut self.copy) != Copy::No {
+                    self.doubt.copied();
+                }
                 let executed = match self.next_owed() {
                     None => {
                         self.replies_due = self.replies_due.saturating_sub(1);
@@ -163,6 +207,7 @@ impl Pulse {
                 };
                 if executed && matches!(tag, b'C' | b'I' | b's') {
                     self.done = (self.done + 1).min(self.commands);
+                    self.forget_first_copy_ends();
                 }
             }
             _ => {}
@@ -185,37 +230,57 @@ impl Pulse {
         if let (Some(_), Some(answered)) = (next, answered) {
             self.done = self.done.max(answered.command());
         } else {
-            self.done = self.commands;
             // The answer to a Sync that we took for one in COPY-in: it crossed with the server's
             // error, and counted after all.
-            self.unsynced = false;
-            self.skipping = false;
-            self.replies_due = 0;
+            self.doubt.unowed();
+            self.is_synced();
         }
         self.forget_copy_ends();
-        self.copy_in = false;
-        self.tx = match status {
-            Some(b'T') => Tx::InBlock,
-            Some(b'E') => Tx::Failed,
-            _ => Tx::Idle,
-        };
+        self.copy = Copy::No;
+        self.tx = tx(status);
+        if self.owed.is_empty() {
+            self.doubt.rests();
+        }
+    }
+
+    /// The server has answered all that was sent, and waits for a new batch.
+    fn is_synced(&mut self) {
+        self.done = self.commands;
+        self.unsynced = false;
+        self.skipping = false;
+        self.replies_due = 0;
+    }
+
+    /// Whether the COPY that runs was begun by a Query.
+    fn copies_for_query(&mut self) -> bool {
+        matches!(self.next_owed(), Some(Owed::Query { before: 0, .. }))
     }
 
     /// Syncs that were sent between the command that began the COPY and the end of its data are ignored
-    /// by the server.
+    /// by the server, unless it has failed already.
     fn copy_in_begins(&mut self) {
         self.forget_copy_ends();
-        let began_by_query = matches!(self.next_owed(), Some(Owed::Query { before: 0, .. }));
-        let command = self.done + 1;
-        let end = self.owed.iter().position(|owed| *owed == Owed::CopyEnd { command });
-        self.copy_in = end.is_none();
+        let began_by_query = self.copies_for_query();
+        let running = self.done + 1;
+        let is_its = |owed: &Owed| matches!(owed, Owed::CopyEnd { command, .. } if *command == running);
+        let end = self.owed.iter().position(is_its);
+        self.copy = if end.is_none() { Copy::Taking } else { Copy::Ended };
         let behind = self.owed.split_off(end.unwrap_or(self.owed.len()));
         let before = self.owed.len();
         self.owed.retain(|owed| !matches!(owed, Owed::Sync { .. }));
-        let ignored = self.owed.len() < before;
-        self.owed.extend(behind.into_iter().skip(1));
+        let ignored = before - self.owed.len();
+        self.doubt.ignored(u32::try_from(ignored).unwrap_or(u32::MAX));
+        self.owed.extend(behind);
+        if let Some(at) = end.map(|end| end - ignored)
+            && let Some(Owed::CopyEnd { times, .. }) = self.owed.get_mut(at)
+        {
+            *times -= 1;
+            if *times == 0 {
+                self.owed.remove(at);
+            }
+        }
         let synced = self.owed.iter().any(|owed| matches!(owed, Owed::Sync { .. }));
-        if ignored && !began_by_query && !synced {
+        if ignored > 0 && !began_by_query && !synced {
             self.unsynced = true;
             self.replies_due = self.replies_due.max(1);
         }
@@ -227,14 +292,23 @@ impl Pulse {
         self.owed.retain(|owed| owed.is_owed() || owed.command() > done);
     }
 
+    /// The same, as far as they come first.
+    fn forget_first_copy_ends(&mut self) {
+        while self.owed.front().is_some_and(|owed| !owed.is_owed() && owed.command() <= self.done) {
+            self.owed.pop_front();
+        }
+    }
+
     /// The connection's state in one word.
     pub fn beat(&self) -> Beat {
-        if self.copy_in {
+        if self.copy == Copy::Taking {
             Beat::AwaitsClient
-        } else if self.owes() || (self.replies_due > 0 && self.flushed) {
+        } else if self.owes() || self.doubt.is_asked() || (self.replies_due > 0 && self.flushed) {
             Beat::InFlight
         } else if self.unsynced {
             Beat::AwaitsClient
+        } else if self.doubt.is_there() {
+            Beat::InFlight
         } else if self.tx == Tx::Idle {
             Beat::Quiet
         } else {
@@ -263,137 +337,48 @@ impl Pulse {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Questions that clear up which Syncs the server has answered (`doubt`). Who relays has to hold the client
+/// back and to ask them.
+impl Pulse {
+    /// Whether nothing of the client's may be sent now.
+    pub fn holds(&self) -> bool {
+        self.doubt.is_there() && (self.doubt.is_asked() || (!self.unsynced && self.copy == Copy::No))
+    }
 
-    /// Plays a conversation: `>x` is a frame from the client, `<x` from the server, `<ZT` a
-    /// ReadyForQuery in a transaction block.
-    fn play(script: &str) -> Pulse {
-        let mut pulse = Pulse::new();
-        for step in script.split_whitespace() {
-            let bytes = step.as_bytes();
-            match bytes[0] {
-                b'>' => pulse.sent(bytes[1]),
-                _ => pulse.received(bytes[1], bytes.get(2).copied()),
-            }
+    /// How many Closes of something that is not there have to be sent now, with a Sync behind them.
+    pub fn asks(&mut self) -> Option<u32> {
+        let now = self.holds() && !self.doubt.is_asked() && !self.owes();
+        now.then(|| self.doubt.ask())
+    }
+
+    /// Whose the next frame of the server's is, with this tag; `first` as in [`Pulse::received`], which is
+    /// for the client's alone.
+    pub fn hears(&mut self, tag: u8, first: Option<u8>) -> Whose {
+        if !self.doubt.is_asked() {
+            return Whose::Client(0);
         }
-        pulse
+        let whose = self.doubt.hears(tag);
+        if whose == Whose::Ours && tag == b'Z' {
+            self.is_synced();
+            self.owed.clear();
+            self.tx = tx(first);
+        }
+        whose
     }
 
-    fn beat(script: &str) -> Beat {
-        play(script).beat()
-    }
-
-    #[test]
-    fn simple_queries_are_in_flight_until_ready() {
-        assert_eq!(beat(""), Beat::Quiet);
-        assert_eq!(beat(">Q"), Beat::InFlight);
-        assert_eq!(beat(">Q <T <D <C"), Beat::InFlight);
-        assert_eq!(beat(">Q <T <D <C <ZI"), Beat::Quiet);
-        assert_eq!(beat(">Q <C <ZT"), Beat::InTransaction);
-        assert_eq!(beat(">Q <C <ZT >Q <E <ZE"), Beat::InTransaction);
-        assert_eq!(beat(">Q >Q <C <ZI"), Beat::InFlight);
-    }
-
-    #[test]
-    fn a_missing_sync_is_seen_once_all_replies_are_in() {
-        assert_eq!(beat(">P >B >D >E >H <1 <2 <T <D"), Beat::InFlight);
-        assert_eq!(beat(">P >B >D >E >H <1 <2 <T <D <C"), Beat::AwaitsClient);
-        assert_eq!(beat(">P >B >D >E >H <1 <2 <T <D <C >S"), Beat::InFlight);
-        assert_eq!(beat(">P >B >D >E >H <1 <2 <T <D <C >S <ZI"), Beat::Quiet);
-    }
-
-    #[test]
-    fn a_batch_with_neither_flush_nor_sync_may_be_done_and_silent() {
-        assert_eq!(beat(">P >B >E"), Beat::AwaitsClient);
-        assert_eq!(beat(">P >B >E >H"), Beat::InFlight);
-        assert_eq!(beat(">P >B >E >S"), Beat::InFlight);
-        assert_eq!(beat(">Q >P >B >E"), Beat::InFlight);
-    }
-
-    #[test]
-    fn an_error_in_mid_pipeline_skips_to_sync() {
-        assert_eq!(beat(">P >B >E >H <E"), Beat::AwaitsClient);
-        assert_eq!(beat(">P >B >E >H <E >P >B >E"), Beat::AwaitsClient);
-        assert_eq!(beat(">P >B >E >H <E >P >B >E >S"), Beat::InFlight);
-        assert_eq!(beat(">P >B >E >S >P >B >E >S <E <ZI <1 <2 <C"), Beat::InFlight);
-        assert_eq!(beat(">P >B >E >S >P >B >E >S <E <ZI <1 <2 <C <ZI"), Beat::Quiet);
-    }
-
-    #[test]
-    fn a_simple_query_ends_a_batch_without_a_sync() {
-        assert_eq!(beat(">P >B >E >Q <1 <2 <C <T"), Beat::InFlight);
-        assert_eq!(beat(">P >B >E >Q <1 <2 <C <T <C <ZI"), Beat::Quiet);
-        assert_eq!(beat(">P >B >E >H <E >Q"), Beat::AwaitsClient);
-        assert_eq!(beat(">P >B >E >H <E >Q >S <ZI"), Beat::Quiet);
-    }
-
-    #[test]
-    fn queries_behind_a_failed_batch_are_skipped_to_the_sync() {
-        assert_eq!(beat(">P >Q >Q >S <E"), Beat::InFlight);
-        assert_eq!(beat(">P >Q >Q >S <E <ZI"), Beat::Quiet);
-        assert_eq!(beat(">P >F >S >Q <E <ZI <C"), Beat::InFlight);
-        assert_eq!(beat(">P >F >S >Q <E <ZI <C <ZI"), Beat::Quiet);
-        // Without a Sync nothing more is said.
-        assert_eq!(beat(">P >B >Q <1 <E"), Beat::AwaitsClient);
-        assert_eq!(beat(">P >B >Q <1 <E >Q >S <ZI"), Beat::Quiet);
-        // The query's own error is not that of the batch before it.
-        assert_eq!(beat(">P >B >Q >Q <1 <2 <E <ZI"), Beat::InFlight);
-        assert_eq!(beat(">P >B >Q >Q <1 <2 <E <ZI <C <ZI"), Beat::Quiet);
-    }
-
-    #[test]
-    fn copy_in_waits_for_the_client() {
-        assert_eq!(beat(">Q <G"), Beat::AwaitsClient);
-        assert_eq!(beat(">Q <G >d >d >S >H"), Beat::AwaitsClient);
-        assert_eq!(beat(">Q <G >d >c"), Beat::InFlight);
-        assert_eq!(beat(">Q <G >d >c <C <ZI"), Beat::Quiet);
-        assert_eq!(beat(">Q <G >d <E"), Beat::InFlight);
-        assert_eq!(beat(">Q <G >d <E <ZI"), Beat::Quiet);
-    }
-
-    #[test]
-    fn what_is_sent_behind_the_end_of_a_copy_counts_although_the_copy_has_not_begun() {
-        let batch = ">P >B >E >d >c >S >P >B >E >S <1 <2 <G <C";
-        assert_eq!(beat(&format!("{batch} <ZI")), Beat::InFlight);
-        assert_eq!(beat(&format!("{batch} <ZI <1 <2 <C")), Beat::InFlight);
-        assert_eq!(beat(&format!("{batch} <ZI <1 <2 <C <ZI")), Beat::Quiet);
-        let failing = ">P >B >E >d >c >S >P >B >E >S <1 <2 <G <E <ZI";
-        assert_eq!(beat(failing), Beat::InFlight);
-        assert_eq!(beat(&format!("{failing} <1 <2 <C <ZI")), Beat::Quiet);
-        // A Flush behind it asks for replies that are still to come.
-        assert_eq!(beat(">B >E >d >c >S >P >D >H <2 <G <E <ZI"), Beat::InFlight);
-        assert_eq!(beat(">B >E >d >c >S >P >D >H <2 <G <E <ZI <1 <T"), Beat::AwaitsClient);
-        // Two in a row, and two in a text.
-        let twice = ">B >E >d >c >S >B >E >d >c >S <2 <G <C <ZI <2 <G";
-        assert_eq!(beat(twice), Beat::InFlight);
-        assert_eq!(beat(&format!("{twice} <C <ZI")), Beat::Quiet);
-        assert_eq!(beat(">Q >d >c >Q <G <C <ZI"), Beat::InFlight);
-        assert_eq!(beat(">Q >d >c >Q <G <C <ZI <C <ZI"), Beat::Quiet);
-        // One that fails before it begins, and an end that comes behind the error.
-        assert_eq!(beat(">B >E >d >c >S <2 <E <ZI"), Beat::Quiet);
-        assert_eq!(beat(">Q <G >d <E >c <ZI"), Beat::Quiet);
-        assert_eq!(beat(">Q <G >d <E >c <ZI >B >E >S <2 <G"), Beat::AwaitsClient);
-    }
-
-    #[test]
-    fn a_sync_sent_before_copy_in_began_does_not_count() {
-        assert_eq!(beat(">P >B >E >S <1 <2 <G"), Beat::AwaitsClient);
-        // Its Sync was ignored, so the server may be done and hold its reply back.
-        assert_eq!(beat(">P >B >E >S <1 <2 <G >d >c"), Beat::AwaitsClient);
-        assert_eq!(beat(">P >B >E >S <1 <2 <G >d >c <C"), Beat::AwaitsClient);
-        assert_eq!(beat(">P >B >E >S <1 <2 <G >d >c <C >S <ZI"), Beat::Quiet);
-    }
-
-    #[test]
-    fn a_sync_that_crosses_with_a_copy_error_is_settled_by_ready() {
-        assert_eq!(beat(">P >B >E >H <1 <2 <G >d >S <E <ZI"), Beat::Quiet);
-    }
-
-    #[test]
-    fn portals_may_be_suspended_and_notices_change_nothing() {
-        assert_eq!(beat(">P >B >E >H <1 <2 <D <s <N <A"), Beat::AwaitsClient);
-        assert_eq!(beat(">Q <C <ZI <N <S <A"), Beat::Quiet);
+    /// Whether it cannot be told any more what the server answers.
+    pub fn is_lost(&self) -> bool {
+        self.doubt.is_hopeless()
     }
 }
+
+fn tx(status: Option<u8>) -> Tx {
+    match status {
+        Some(b'T') => Tx::InBlock,
+        Some(b'E') => Tx::Failed,
+        _ => Tx::Idle,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! The few messages that pgleash itself says to a client. Floor 0.
+//! The few messages that pgleash itself says to a client, and one to the server. Floor 0.
 
 use crate::event::closed_set;
 
@@ -105,6 +105,20 @@ pub fn backend_key_data(out: &mut Vec<u8>, pid: u32, key: &[u8]) {
 /// ReadyForQuery outside a transaction.
 pub fn ready_for_query(out: &mut Vec<u8>) {
     out.extend(framed(b'Z', b"I"));
+}
+
+/// CloseComplete.
+pub fn close_complete(out: &mut Vec<u8>) {
+    out.extend(framed(b'3', &[]));
+}
+
+/// A question to the server, harmless in any state: so many Closes of a portal that is not there, which is no
+/// error, and a Sync.
+pub fn whose_turn(closes: u32) -> Vec<u8> {
+    let close = framed(b'C', b"Ppgleash: whose turn is it?\0");
+    let mut out = close.repeat(closes as usize);
+    out.extend(framed(b'S', &[]));
+    out
 }
 
 /// NegotiateProtocolVersion: this minor version of protocol 3 is spoken, and these options we do not know.

@@ -100,6 +100,7 @@ stories! {
     the_unnamed_statement_ends_with_a_query,
     parameter_types_are_those_of_the_first_parse,
     copy_in_a_pipeline_keeps_the_order,
+    a_sync_in_a_failing_copy_keeps_the_order,
     a_statement_of_many_kilobytes_moves,
     wrong_counts_of_parameters_are_told_with_the_clients_name,
     flush_answers_without_sync,
@@ -430,6 +431,28 @@ async fn copy_in_a_pipeline_keeps_the_order(mut scene: Scene) {
         scene.client.send(&[failing.concat(), run("n", &[])].concat()).await;
         assert_eq!(tags(&scene.client.until_ready().await), "2GEZ");
         assert_eq!(values(&scene.client.until_ready().await), n.to_string());
+    }
+    scene.end().await;
+}
+
+/// The statements have to be made on the connection first, in a transaction, so that it is never quiet.
+async fn a_sync_in_a_failing_copy_keeps_the_order(mut scene: Scene) {
+    scene.other("CREATE TABLE t (a int)").await;
+    for (name, sql) in [("copy", "COPY t FROM STDIN"), ("undo", "ROLLBACK"), ("n", "SELECT count(*) FROM t")]
+    {
+        scene.say(&[raw::parse(name, sql), raw::sync()]).await;
+    }
+    for ends in [raw::copy_fail("no more"), [raw::copy_data("x\n"), raw::copy_done()].concat()] {
+        scene.move_on().await;
+        assert_eq!(tags(&scene.client.query("BEGIN").await), "CZ");
+        scene.client.send(&[raw::bind("copy", &[]), raw::execute(0), raw::sync()].concat()).await;
+        for tag in "2G".chars() {
+            scene.client.expect(tag).await;
+        }
+        let failed = scene.say(&[raw::sync(), raw::copy_data("1\n"), raw::sync(), ends, raw::sync()]).await;
+        assert_eq!(tags(&failed), "EZ");
+        assert_eq!(tags(&scene.say(&[run("undo", &[])]).await), "2CZ");
+        assert_eq!(values(&scene.say(&[run("n", &[])]).await), "0");
     }
     scene.end().await;
 }

@@ -88,7 +88,6 @@ impl Prepared {
                 Down::Pass
             }
             b'G' => {
-                self.due.head_for(frame.tag);
                 // The end of the data may have been sent before anybody has heard that it is taken.
                 if !self.due.copy_begins() {
                     self.copy = Copy::Taking;
@@ -96,7 +95,7 @@ impl Prepared {
                 Down::Pass
             }
             tag => {
-                self.reading.fate = Fate::of(self.due.head_for(tag));
+                self.reading.fate = Fate::of(self.due.head());
                 if tag == b'C' {
                     self.due.copy_ends();
                     self.completed(frame.body, names);
@@ -270,6 +269,10 @@ impl Prepared {
         self.due.ready(|due| skipped.push(due));
         skipped.iter().for_each(|due| self.undo(due, names));
         self.copy = Copy::No;
+        // It answers a Sync that was taken for one in COPY, and counted after all.
+        if self.course == Course::Skipped {
+            self.course = Course::Clear;
+        }
     }
 }
 

@@ -50,14 +50,12 @@ pub enum What {
     Discard(Number),
     /// Execute.
     Execute,
-    /// No reply is due: the client has ended a COPY, if there was one.
-    CopyEnd,
+    /// No reply is due: the client has ended a COPY, if there was one, so many times.
+    CopyEnd(u32),
     /// Query or FunctionCall; everything up to ReadyForQuery.
     Query,
     /// Sync.
     Sync,
-    /// A Sync that the server ignores if it was still in COPY when it read it.
-    MaybeSync,
 }
 
 /// What a client is told that cannot be told so by the server.
@@ -106,13 +104,13 @@ impl What {
                 matches!(tag, b'T' | b'n')
             }
             What::Execute => matches!(tag, b'C' | b'I' | b's'),
-            What::CopyEnd | What::Fails(..) | What::Query | What::Sync | What::MaybeSync => false,
+            What::CopyEnd(_) | What::Fails(..) | What::Query | What::Sync => false,
         }
     }
 
     /// Whether its end is a ReadyForQuery.
     pub fn is_point(&self) -> bool {
-        matches!(self, What::Query | What::Sync | What::MaybeSync)
+        matches!(self, What::Query | What::Sync)
     }
 }
 
@@ -122,6 +120,11 @@ pub struct Queue {
     all: VecDeque<Due>,
     /// How many of them are for a Query.
     queries: usize,
+    /// Syncs in the COPY that runs: the server ignores them.
+    ignored: u32,
+    /// Such Syncs of a COPY that has failed: perhaps the server had not read them before. Each may be
+    /// answered with a ReadyForQuery that no other message has asked for.
+    maybe: u32,
 }
 
 impl Queue {
@@ -151,39 +154,38 @@ impl Queue {
         self.all.len() >= Self::MOST
     }
 
-    /// The next that is due, whatever comes.
+    /// The client has ended COPY data, which it may have been asked for by what is due.
+    pub fn copy_end(&mut self) {
+        match self.all.back_mut() {
+            None => {}
+            Some(Due { what: What::CopyEnd(times), .. }) => *times = times.saturating_add(1),
+            Some(_) => self.push(What::CopyEnd(1), None),
+        }
+    }
+
+    /// The next that is due.
     pub fn head(&mut self) -> Option<&Due> {
-        while matches!(self.all.front(), Some(Due { what: What::CopyEnd, .. })) {
+        while matches!(self.all.front(), Some(Due { what: What::CopyEnd(_), .. })) {
             self.pop();
         }
         self.all.front()
     }
 
-    /// What a frame with this tag, not a ReadyForQuery or an error, belongs to. A Sync that the server
-    /// has passed over without a word was none.
-    pub fn head_for(&mut self, tag: u8) -> Option<&Due> {
-        if !matches!(tag, b'N' | b'S' | b'A') {
-            while matches!(self.head(), Some(Due { what: What::MaybeSync, .. })) {
-                self.pop();
-            }
-        }
-        self.head()
-    }
-
     /// Takes the next if a frame with this tag ends it.
     pub fn end(&mut self, tag: u8) -> Option<Due> {
-        if self.head_for(tag)?.what.is_ended_by(tag) { self.pop() } else { None }
+        if self.head()?.what.is_ended_by(tag) { self.pop() } else { None }
     }
 
     /// Takes the next if an error ends it: one that is not ended by a ReadyForQuery.
     pub fn fail(&mut self) -> Option<Due> {
+        self.maybe = self.maybe.saturating_add(std::mem::take(&mut self.ignored));
         if self.head()?.what.is_point() { None } else { self.pop() }
     }
 
     /// Takes what the server skips after an error, up to a Sync; whether there was one.
     pub fn skip(&mut self, mut skipped: impl FnMut(Due)) -> bool {
         while let Some(due) = self.all.front() {
-            if matches!(due.what, What::Sync | What::MaybeSync) {
+            if matches!(due.what, What::Sync) {
                 return true;
             }
             self.pop().into_iter().for_each(&mut skipped);
@@ -193,6 +195,10 @@ impl Queue {
 
     /// A ReadyForQuery has come.
     pub fn ready(&mut self, mut skipped: impl FnMut(Due)) {
+        if self.maybe > 0 && self.head().is_none_or(|due| !due.what.is_point()) {
+            self.maybe -= 1;
+            return;
+        }
         while let Some(due) = self.pop() {
             if due.what.is_point() {
                 return;
@@ -201,37 +207,40 @@ impl Queue {
         }
     }
 
-    /// The server takes COPY data: Syncs between the command that began it and the end of the data, or
-    /// the message that is out of place there, are ignored.
-    /// Whether the end of the data has been sent already.
+    /// The server takes COPY data: Syncs between the command that began it and the end of the data are
+    /// ignored. Whether that end has been sent already.
     pub fn copy_begins(&mut self) -> bool {
         self.head();
         while matches!(self.all.get(1), Some(Due { what: What::Sync, .. })) {
             self.all.remove(1);
+            self.sync_ignored();
         }
-        if !matches!(self.all.get(1), Some(Due { what: What::CopyEnd, .. })) {
-            return false;
+        match self.all.get_mut(1) {
+            Some(Due { what: What::CopyEnd(1), .. }) => drop(self.all.remove(1)),
+            Some(Due { what: What::CopyEnd(times), .. }) => *times -= 1,
+            _ => return false,
         }
-        self.all.remove(1);
         true
+    }
+
+    /// The server ignores this Sync, unless its COPY has failed.
+    pub fn sync_ignored(&mut self) {
+        self.ignored = self.ignored.saturating_add(1);
     }
 
     /// A command is complete: if it took COPY data, the Syncs in them were ignored.
     pub fn copy_ends(&mut self) {
-        self.head();
-        while matches!(self.all.get(1), Some(Due { what: What::MaybeSync, .. })) {
-            self.all.remove(1);
-        }
+        self.ignored = 0;
     }
 
     /// Nothing is due; what was, is not.
     pub fn clear(&mut self) {
         self.all.clear();
-        self.queries = 0;
+        (self.queries, self.ignored, self.maybe) = (0, 0, 0);
     }
 
-    /// Whether nothing is due.
+    /// Whether nothing is due, nor may be.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.all.is_empty() && self.maybe == 0 && self.ignored == 0
     }
 }

@@ -64,7 +64,7 @@ impl Prepared {
             b'C' => self.due.push(What::Close, None),
             b'E' => self.due.push(What::Execute, None),
             b'F' => self.due.push(What::Query, None),
-            b'c' | b'f' => self.due.push(What::CopyEnd, None),
+            b'c' | b'f' => self.due.copy_end(),
             b'S' => {
                 self.due.push(What::Sync, None);
                 self.doubtful = self.changes.len();
@@ -82,9 +82,8 @@ impl Prepared {
         match tag {
             b'c' | b'f' => {
                 self.copy = Copy::No;
-                self.due.push(What::CopyEnd, None);
             }
-            b'S' => self.due.push(What::MaybeSync, None),
+            b'S' => self.due.sync_ignored(),
             _ => {}
         }
         Up::Pass
