@@ -94,6 +94,8 @@ stories! {
     a_table_that_is_gone_is_told_at_the_bind,
     a_failed_transaction_refuses_what_must_be_made_first,
     deallocate_takes_a_protocol_level_name,
+    a_pipeline_of_deallocates_takes_each_name,
+    deallocate_takes_what_cannot_be_made_any_more,
     deallocate_all_takes_every_name,
     discard_all_takes_every_name,
     the_unnamed_statement_lives_on,
@@ -330,6 +332,66 @@ async fn deallocate_takes_a_protocol_level_name(mut scene: Scene) {
     scene.end().await;
 }
 
+async fn a_pipeline_of_deallocates_takes_each_name(mut scene: Scene) {
+    let drop = |name: &str| {
+        let sql = format!("DEALLOCATE {name}");
+        [raw::parse("", &sql), raw::bind("", &[]), raw::execute(0)].concat()
+    };
+    for _ in 0..2 {
+        for name in ["a", "b", "c"] {
+            scene.say(&[raw::parse(name, &format!("SELECT 'old {name}'")), raw::sync()]).await;
+        }
+        scene.move_on().await;
+        let batch = [drop("a"), drop("b"), raw::parse("a", "SELECT 'new'"), run("a", &[])];
+        let answer = scene.say(&batch).await;
+        assert_eq!((tags(&answer), values(&answer)), ("12C12C12DCZ".to_owned(), "new".to_owned()));
+        scene.move_on().await;
+        assert_eq!(values(&scene.say(&[run("a", &[])]).await), "new");
+        assert_eq!(error(&scene.say(&[run("b", &[])]).await).0, "26000");
+        // Made, dropped, made and dropped again, in one batch; the second drop of the same finds nothing.
+        let batch =
+            [raw::parse("b", "SELECT 1"), drop("b"), raw::parse("b", "SELECT 2"), drop("b"), drop("b")];
+        let answer = scene.say(&[batch.concat(), raw::sync()]).await;
+        assert_eq!(tags(&answer), "112C112C12EZ");
+        assert_eq!(error(&answer), told("26000", "prepared statement \"b\" does not exist"));
+        // What is skipped has not happened.
+        let skipped = scene.say(&[run("nobody", &[])[..].to_vec(), drop("c"), raw::sync()]).await;
+        assert_eq!(tags(&skipped), "EZ");
+        assert_eq!(tags(&scene.client.until_ready().await), "12CZ");
+        let failing = [raw::bind("nobody", &[]), drop("a"), raw::sync()];
+        assert_eq!(tags(&scene.say(&failing).await), "EZ");
+        scene.move_on().await;
+        assert_eq!(values(&scene.say(&[run("a", &[])]).await), "new");
+        assert_eq!(tags(&scene.say(&[close("a"), raw::sync()]).await), "3Z");
+    }
+    scene.end().await;
+}
+
+async fn deallocate_takes_what_cannot_be_made_any_more(mut scene: Scene) {
+    for simple in [true, false] {
+        scene.other("CREATE TABLE t (a int)").await;
+        scene.say(&[raw::parse("s", "SELECT * FROM t"), raw::sync()]).await;
+        scene.other("DROP TABLE t").await;
+        scene.move_on().await;
+        // In a failed transaction it fails, and the name stays.
+        scene.client.query("BEGIN; SELECT 1/0").await;
+        assert_eq!(error(&scene.client.query("DEALLOCATE s").await).0, "25P02");
+        scene.client.query("ROLLBACK").await;
+        assert_eq!(error(&scene.say(&[raw::parse("s", "SELECT 1"), raw::sync()]).await).0, "42P05");
+        scene.move_on().await;
+        let answer = if simple {
+            scene.client.query("DEALLOCATE s").await
+        } else {
+            scene.say(&[raw::parse("", "DEALLOCATE s"), run("", &[])]).await
+        };
+        assert_eq!(tags(&answer), if simple { "CZ" } else { "12CZ" });
+        let again = scene.say(&[raw::parse("s", "SELECT 'other'"), run("s", &[])]).await;
+        assert_eq!(values(&again), "other");
+        scene.say(&[close("s"), raw::sync()]).await;
+    }
+    scene.end().await;
+}
+
 async fn deallocate_all_takes_every_name(mut scene: Scene) {
     every_name_is_taken(&mut scene, "DEALLOCATE ALL").await;
     scene.end().await;
@@ -521,6 +583,28 @@ async fn many_clients_share_few_connections_with_the_same_statements() {
     while let Some(done) = running.join_next().await {
         done.unwrap();
     }
+    finish(leash, &database).await;
+}
+
+/// While the server has not said what they are, the texts of statements are kept; not without bound.
+#[tokio::test]
+async fn long_statements_sent_at_once_are_not_gathered() {
+    let database = Server::shared().database().await;
+    let leash = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 1).start().await;
+    let mut client = Raw::login(&leash.endpoint(), "writer").await;
+    assert_eq!(client.one("SELECT 1").await, "1");
+    let before = leash.peak_memory();
+    let sql = format!("SELECT length('{}')", "x".repeat(1_000_000));
+    for n in 0..100 {
+        client.send(&raw::parse(&format!("s{n}"), &sql)).await;
+    }
+    client.send(&run("s99", &[])).await;
+    let answer = client.until_ready().await;
+    assert_eq!((tags(&answer), values(&answer)), (format!("{}2DCZ", "1".repeat(100)), "1000000".to_owned()));
+    let grown = leash.peak_memory() - before;
+    // 16 MiB of them are kept, to be made elsewhere.
+    assert!(grown < 40 << 20, "memory grew by {} MB for statements of 100 MB", grown >> 20);
+    client.close().await;
     finish(leash, &database).await;
 }
 

@@ -1,8 +1,10 @@
 //! What the server sends. Floor 1.
 
+use std::sync::Arc;
+
 use super::due::{Draft, Due, What};
 use super::names::{Held, Names, Place, Told};
-use super::shelf::NOBODY;
+use super::shelf::{NOBODY, Number};
 use super::statement::Statement;
 use super::{Change, Copy, Course, Prepared, text};
 use crate::wire::frame::Frame;
@@ -146,6 +148,11 @@ impl Prepared {
                     names.remove(&name);
                 }
             }
+            What::Deallocate => {
+                if let (Some(Change::Forget(name)), Some((_, number))) = (self.take_change(), due.name) {
+                    self.deallocated(&name, number, names);
+                }
+            }
             What::Learn(draft) => {
                 let told = self.reading.take();
                 if let Some((name, number)) = due.name {
@@ -167,7 +174,6 @@ impl Prepared {
                     names.shared(Statement { text, types: told.types, shape: told.shape, pins })
                 };
                 self.shelf.put(made, number);
-                self.misfit = number;
                 self.course = if same { Course::Clear } else { Course::Fails };
             }
             What::Copy if !matches!(self.due.head().map(|due| &due.what), Some(What::Check(..))) => {
@@ -199,17 +205,18 @@ impl Prepared {
                 self.shelf.clear();
             }
             b"DEALLOCATE\0" => {
-                let dropped = match self.due.head() {
-                    Some(Due { what: What::Query, name }) => name.clone(),
-                    _ => self.deallocates.take(),
-                };
-                if let Some((name, number)) = dropped {
-                    names.remove(&name);
-                    self.shelf.lost(number);
+                if let Some(Due { what: What::Query, name: Some((name, number)) }) = self.due.head() {
+                    let (name, number) = (Arc::clone(name), *number);
+                    self.deallocated(&name, number, names);
                 }
             }
             _ => {}
         }
+    }
+
+    fn deallocated(&mut self, name: &[u8], number: Number, names: &mut Names) {
+        names.remove(name);
+        self.shelf.lost(number);
     }
 
     fn notice(&mut self, frame: Frame<'_>) -> Down {
@@ -226,7 +233,11 @@ impl Prepared {
     fn error(&mut self, frame: Frame<'_>, names: &mut Names) -> Down {
         self.reading.parameters.clear();
         self.copy = Copy::No;
-        let Some(due) = self.due.fail() else { return self.notice(frame) };
+        let Some(due) = self.due.fail() else {
+            let target = self.due.head().and_then(|due| due.name.clone());
+            self.unused(target.as_ref(), names);
+            return self.notice(frame);
+        };
         let told = match (&due.what, &due.name) {
             (What::Fails(failure, parameters), _) if frame.is_whole() => {
                 let error = text::framed(b'E', &text::instead(frame.body, *failure));
@@ -261,7 +272,7 @@ impl Prepared {
             self.course = Course::Skipped;
         }
         skipped.iter().for_each(|due| self.undo(due, names));
-        self.deallocates = None;
+        (self.deallocates, self.bound) = (None, None);
     }
 
     fn ready(&mut self, names: &mut Names) {

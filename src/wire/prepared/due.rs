@@ -30,6 +30,8 @@ pub enum What {
     Learn(Box<Draft>),
     /// Ours: Parse that makes a known statement here.
     Copy,
+    /// Ours: Parse that makes something of which only the name is needed.
+    Stub,
     /// Ours: Describe of what Copy made.
     Check(Arc<Statement>, Number),
     /// Ours: Describe of the unnamed statement that Copy made, of which the client was told this.
@@ -50,6 +52,8 @@ pub enum What {
     Discard(Number),
     /// Execute.
     Execute,
+    /// Execute of a DEALLOCATE of a name: the first of the pending changes.
+    Deallocate,
     /// No reply is due: the client has ended a COPY, if there was one, so many times.
     CopyEnd(u32),
     /// Query or FunctionCall; everything up to ReadyForQuery.
@@ -76,12 +80,29 @@ pub struct Draft {
     pub pins: Pins,
 }
 
+impl Due {
+    /// Bytes that are kept for it.
+    fn bytes(&self) -> usize {
+        let body = match &self.what {
+            What::Learn(draft) => draft.body.len(),
+            What::Fails(_, parameters) => parameters.as_ref().map_or(0, |parameters| parameters.len()),
+            _ => 0,
+        };
+        body + self.name.as_ref().map_or(0, |(name, _)| name.len())
+    }
+}
+
 impl What {
     /// Whether this reply is for us.
     pub fn is_ours(&self) -> bool {
         matches!(
             self,
-            What::Learn(_) | What::Copy | What::Check(..) | What::CheckUnnamed(_) | What::Discard(_)
+            What::Learn(_)
+                | What::Copy
+                | What::Stub
+                | What::Check(..)
+                | What::CheckUnnamed(_)
+                | What::Discard(_)
         )
     }
 
@@ -93,7 +114,7 @@ impl What {
     /// Whether a frame with this tag is the last of its reply.
     fn is_ended_by(&self, tag: u8) -> bool {
         match self {
-            What::Parse | What::ParseUnnamed | What::Make | What::Copy => tag == b'1',
+            What::Parse | What::ParseUnnamed | What::Make | What::Copy | What::Stub => tag == b'1',
             What::Bind => tag == b'2',
             What::Close | What::Forget | What::Discard(_) => tag == b'3',
             What::Learn(_)
@@ -103,7 +124,7 @@ impl What {
             | What::DescribeUnnamed => {
                 matches!(tag, b'T' | b'n')
             }
-            What::Execute => matches!(tag, b'C' | b'I' | b's'),
+            What::Execute | What::Deallocate => matches!(tag, b'C' | b'I' | b's'),
             What::CopyEnd(_) | What::Fails(..) | What::Query | What::Sync => false,
         }
     }
@@ -120,6 +141,8 @@ pub struct Queue {
     all: VecDeque<Due>,
     /// How many of them are for a Query.
     queries: usize,
+    /// Bytes that are kept for them.
+    bytes: usize,
     /// Syncs in the COPY that runs: the server ignores them.
     ignored: u32,
     /// Such Syncs of a COPY that has failed: perhaps the server had not read them before. Each may be
@@ -131,16 +154,21 @@ impl Queue {
     /// So much may be due before the client has to wait with more. The server sends what it has once that
     /// is 8 kB, or about 1600 of the shortest replies, so a client that never asks for them is answered.
     pub const MOST: usize = 10_000;
+    /// So many bytes may be kept for it, and those of one statement more. Then it is asked for.
+    pub const MOST_BYTES: usize = 4 * 1024 * 1024;
 
     /// One more is due.
     pub fn push(&mut self, what: What, name: Option<(Arc<[u8]>, Number)>) {
         self.queries += usize::from(matches!(what, What::Query));
-        self.all.push_back(Due { what, name });
+        let due = Due { what, name };
+        self.bytes += due.bytes();
+        self.all.push_back(due);
     }
 
     fn pop(&mut self) -> Option<Due> {
         let due = self.all.pop_front()?;
         self.queries -= usize::from(matches!(due.what, What::Query));
+        self.bytes -= due.bytes();
         Some(due)
     }
 
@@ -151,7 +179,12 @@ impl Queue {
 
     /// Whether the client has to wait with more.
     pub fn is_full(&self) -> bool {
-        self.all.len() >= Self::MOST
+        self.all.len() >= Self::MOST || self.is_heavy()
+    }
+
+    /// Whether it has to wait because of the bytes that are kept.
+    pub fn is_heavy(&self) -> bool {
+        self.bytes >= Self::MOST_BYTES
     }
 
     /// The client has ended COPY data, which it may have been asked for by what is due.
@@ -236,7 +269,7 @@ impl Queue {
     /// Nothing is due; what was, is not.
     pub fn clear(&mut self) {
         self.all.clear();
-        (self.queries, self.ignored, self.maybe) = (0, 0, 0);
+        (self.queries, self.bytes, self.ignored, self.maybe) = (0, 0, 0, 0);
     }
 
     /// Whether nothing is due, nor may be.

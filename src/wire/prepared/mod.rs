@@ -49,16 +49,19 @@ pub struct Prepared {
     parsing: Parsing,
     /// The text and the types of the Parse that is passing.
     passing: Vec<u8>,
-    /// A `DEALLOCATE name` was parsed: it counts when it is executed.
-    deallocates: Option<(Arc<[u8]>, Number)>,
+    /// The client's unnamed statement is a `DEALLOCATE` of this.
+    deallocates: Option<Target>,
+    /// A portal that was bound to such a statement: it counts when it is executed.
+    bound: Option<(Box<[u8]>, Target)>,
     /// What the frame that passed last leaves behind when it runs.
     pins: Pins,
     /// Bytes to be sent to the server before anything else.
     out: Vec<u8>,
-    /// The number of what was made here last, whether it is what was wanted or not.
-    misfit: Number,
     reading: down::Reading,
 }
+
+/// A statement by the client's name and ours.
+type Target = (Arc<[u8]>, Number);
 
 /// What a client's message does to its names once it is answered.
 #[derive(Debug)]
@@ -119,7 +122,7 @@ impl Prepared {
         self.out.clear();
         (self.course, self.copy, self.parsing) = Default::default();
         self.reading = down::Reading::default();
-        self.deallocates = None;
+        (self.deallocates, self.bound) = (None, None);
         names.arrive();
     }
 
@@ -141,7 +144,7 @@ impl Prepared {
     /// How many body bytes of a client's frame with this tag must be at hand at once.
     pub const fn wanted_up(tag: u8) -> usize {
         match tag {
-            b'P' | b'B' | b'D' | b'C' => Self::NAMES,
+            b'P' | b'B' | b'D' | b'C' | b'E' => Self::NAMES,
             b'Q' => text::LONGEST_DEALLOCATE,
             _ => 0,
         }
@@ -200,6 +203,15 @@ impl Prepared {
         self.changes.pop_front()
     }
 
+    /// A message has failed that only wanted the name to be there: it may have been made for that alone.
+    fn unused(&mut self, target: Option<&Target>, names: &Names) {
+        if let Some((name, number)) = target
+            && matches!(names.get(name), Some((_, Held::Anywhere(_))))
+        {
+            self.shelf.discard_stub(*number);
+        }
+    }
+
     /// Says something to the server that the client did not say.
     fn say(&mut self, pulse: &mut Pulse, tag: u8, body: &[&[u8]]) {
         let length: usize = body.iter().map(|part| part.len()).sum();
@@ -228,6 +240,11 @@ impl Prepared {
                 }
             }
             What::Make | What::Forget => drop(self.take_change()),
+            What::Deallocate => {
+                self.take_change();
+                self.unused(due.name.as_ref(), names);
+            }
+            What::Query | What::Parse => self.unused(due.name.as_ref(), names),
             What::Discard(number) => self.shelf.discard(*number),
             What::Copy | What::Check(..) | What::CheckUnnamed(_) if self.course == Course::Awaits => {
                 self.course = Course::Clear;

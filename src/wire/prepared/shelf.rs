@@ -74,6 +74,13 @@ impl Shelf {
         self.discarded.push(number);
     }
 
+    /// The same, unless it is on the shelf.
+    pub fn discard_stub(&mut self, number: Number) {
+        if self.slots.values().all(|slot| slot.number != number) {
+            self.discarded.push(number);
+        }
+    }
+
     /// Those to be closed at the server.
     pub fn take_discarded(&mut self) -> Vec<Number> {
         std::mem::take(&mut self.discarded)

@@ -53,6 +53,7 @@ impl Prepared {
             b'D' if frame.body.first() == Some(&b'S') => self.describe(frame, names, pulse),
             b'C' if frame.body.first() == Some(&b'S') => self.close(frame, names),
             b'Q' => self.query(frame, names, pulse),
+            b'E' => self.execute(frame, names, pulse),
             tag => self.plain(tag, names),
         }
     }
@@ -62,7 +63,6 @@ impl Prepared {
         match tag {
             b'D' => self.due.push(What::Describe, None),
             b'C' => self.due.push(What::Close, None),
-            b'E' => self.due.push(What::Execute, None),
             b'F' => self.due.push(What::Query, None),
             b'c' | b'f' => self.due.copy_end(),
             b'S' => {
@@ -92,14 +92,14 @@ impl Prepared {
     fn parse(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
         let Some((name, rest)) = text::cstr(frame.body) else { return self.too_long(frame) };
         if name.is_empty() {
-            return self.parse_unnamed(frame, rest, names, pulse);
+            return self.parse_unnamed(frame, rest, names);
         }
         match self.find(names, name) {
             Found::Nothing => {}
             Found::Doubtful => return Up::Wait,
             Found::Held(named, held) => {
                 // It fails, and how is for the server to say.
-                let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
+                let number = self.here_or_stub(&held, pulse);
                 self.due.push(What::Parse, Some((named, number)));
                 return self.rename(frame, 0, name, number);
             }
@@ -115,7 +115,7 @@ impl Prepared {
         self.rename(frame, 0, name, number)
     }
 
-    fn parse_unnamed(&mut self, frame: Frame<'_>, rest: &[u8], names: &mut Names, pulse: &mut Pulse) -> Up {
+    fn parse_unnamed(&mut self, frame: Frame<'_>, rest: &[u8], names: &mut Names) -> Up {
         let dropped = if frame.is_whole() && frame.body_len <= text::LONGEST_DEALLOCATE {
             text::cstr(rest).and_then(|(sql, types)| Some((text::deallocated(sql)?, types)))
         } else {
@@ -127,14 +127,14 @@ impl Prepared {
                 Found::Doubtful => return Up::Wait,
                 Found::Nothing => return self.parse_other_unnamed(rest, names),
             };
-            let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
+            let number = self.here(&held).unwrap_or_else(|| self.shelf.new_number());
             let sql = deallocate(number);
             self.put_header(b'P', 1 + sql.len() + types.len());
             self.out.push(0);
             self.out.extend_from_slice(&sql);
             self.out.extend_from_slice(types);
-            self.deallocates = Some((Arc::clone(&name), number));
             self.unnamed_sent(names);
+            self.deallocates = Some((Arc::clone(&name), number));
             self.due.push(What::ParseUnnamed, Some((name, number)));
             return Up::Renamed(HEADER + frame.body_len);
         }
@@ -151,6 +151,7 @@ impl Prepared {
     }
 
     fn unnamed_sent(&mut self, names: &mut Names) {
+        self.deallocates = None;
         names.unnamed.forget();
         if names.unnamed.place != Place::Here {
             names.unnamed.place = Place::Sent;
@@ -171,6 +172,14 @@ impl Prepared {
 
     /// The frame has ended; `found` is what its text leaves behind.
     pub fn up_ends(&mut self, found: Pins, names: &mut Names, pulse: &mut Pulse) {
+        self.learn(found, names, pulse);
+        // Unasked, the server might keep its replies to itself until the client has sent what has to wait.
+        if self.due.is_heavy() {
+            self.say(pulse, b'H', &[]);
+        }
+    }
+
+    fn learn(&mut self, found: Pins, names: &mut Names, pulse: &mut Pulse) {
         match std::mem::take(&mut self.parsing) {
             Parsing::No => {}
             Parsing::Unnamed => {
@@ -204,7 +213,35 @@ impl Prepared {
     fn bind(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
         let parts = text::cstr(frame.body).and_then(|(portal, rest)| Some((portal, text::cstr(rest)?.0)));
         let Some((portal, name)) = parts else { return self.too_long(frame) };
+        self.bound.take_if(|(bound, _)| **bound == *portal);
+        if name.is_empty()
+            && let Some(target) = &self.deallocates
+        {
+            self.bound = Some((portal.into(), target.clone()));
+        }
         self.use_statement(frame, portal.len() + 1, name, What::Bind, names, pulse)
+    }
+
+    fn execute(&mut self, frame: Frame<'_>, names: &Names, pulse: &mut Pulse) -> Up {
+        let portal = text::cstr(frame.body).map(|(portal, _)| portal);
+        let Some((name, number)) = self
+            .bound
+            .as_ref()
+            .filter(|(bound, _)| Some(&**bound) == portal)
+            .map(|(_, target)| target.clone())
+        else {
+            self.due.push(What::Execute, None);
+            return Up::Pass;
+        };
+        match self.find(names, &name) {
+            Found::Doubtful => return Up::Wait,
+            Found::Held(_, held) if self.here(&held) != Some(number) => self.make_stub(number, pulse),
+            Found::Held(..) | Found::Nothing => {}
+        }
+        self.bound = None;
+        self.changes.push_back(Change::Forget(Arc::clone(&name)));
+        self.due.push(What::Deallocate, Some((name, number)));
+        Up::Pass
     }
 
     fn describe(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
@@ -321,8 +358,9 @@ impl Prepared {
     }
 
     fn query(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
-        // The server drops its unnamed statement.
+        // The server drops its unnamed statement and portal.
         names.unnamed.forget();
+        (self.deallocates, self.bound) = (None, None);
         if frame.is_whole()
             && frame.body_len <= text::LONGEST_DEALLOCATE
             && let Some((sql, _)) = text::cstr(frame.body)
@@ -336,7 +374,7 @@ impl Prepared {
                     return Up::Pass;
                 }
             };
-            let Some((number, _)) = self.fetch(held, pulse) else { return Up::Wait };
+            let number = self.here_or_stub(&held, pulse);
             let sql = deallocate(number);
             self.put_header(b'Q', sql.len());
             self.out.extend_from_slice(&sql);
@@ -349,10 +387,6 @@ impl Prepared {
 
     /// The number of a statement here. If it is not here, it is asked for, and the client's frame waits.
     fn fetch(&mut self, held: Held, pulse: &mut Pulse) -> Option<(Number, Pins)> {
-        if std::mem::take(&mut self.course) == Course::Fails {
-            // Whatever rows it gives, it has the name.
-            return Some((self.misfit, Pins::default()));
-        }
         let way = match held {
             Held::Here(number, pins) => Way::Here(number, pins),
             Held::Anywhere(statement) => match self.shelf.find(&statement) {
@@ -367,6 +401,30 @@ impl Prepared {
                 None
             }
         }
+    }
+
+    /// The number of a statement, if it is here.
+    fn here(&mut self, held: &Held) -> Option<Number> {
+        match held {
+            Held::Here(number, _) => Some(*number),
+            Held::Anywhere(statement) => self.shelf.find(statement),
+        }
+    }
+
+    /// The same where it is enough that the name is there.
+    fn here_or_stub(&mut self, held: &Held, pulse: &mut Pulse) -> Number {
+        self.here(held).unwrap_or_else(|| {
+            let number = self.shelf.new_number();
+            self.make_stub(number, pulse);
+            number
+        })
+    }
+
+    /// Makes something by this number, for a message that will not run it. The client's own statement could
+    /// not be made if its tables are gone.
+    fn make_stub(&mut self, number: Number, pulse: &mut Pulse) {
+        self.say(pulse, b'P', &[&text::name_of(number), b"\0", &[0, 0]]);
+        self.due.push(What::Stub, None);
     }
 
     fn make_here(&mut self, statement: Arc<Statement>, pulse: &mut Pulse) {
