@@ -328,6 +328,7 @@ impl<'a> Relay<'a> {
                     *sending = frame.tag;
                     let fate = names.as_mut().map_or(Up::Pass, |names| prepared.up(frame, names, pulse));
                     if fate != Up::Wait {
+                        pulse.begun(frame.tag);
                         words.frame(frame);
                         reader.frame(frame.tag, frame.body);
                     }
@@ -358,8 +359,8 @@ impl<'a> Relay<'a> {
                 pulse.sent(*sending);
                 let found = words.frame_ends();
                 said.extend(reader.frame_ends(*sending, &tether.activity).into_iter().flatten());
-                if let Some(names) = names {
-                    prepared.up_ends(found, names, pulse);
+                if names.is_some() {
+                    prepared.up_ends(found, pulse);
                     up.put(prepared.out());
                     words.pin(prepared.take_pins());
                 }
@@ -373,7 +374,7 @@ impl<'a> Relay<'a> {
     fn walk_down(&mut self) -> Result<(), FrameError> {
         let Self { down, wire, words, names, vars, last_was_fatal, .. } = self;
         let Wire { pulse, prepared, .. } = &mut **wire;
-        loop {
+        while !pulse.is_lost() {
             let shared = names.is_some();
             let mut late = Vec::new();
             let (fate, taken) = match down.next(|tag| wanted_from_server(shared, tag))? {
@@ -418,6 +419,7 @@ impl<'a> Relay<'a> {
                 words.pin(prepared.take_pins());
             }
         }
+        Ok(())
     }
 
     /// Nothing moves any more for now: is this the end, and if not, what is the client doing?

@@ -5,10 +5,12 @@
 //! the connection change hands?
 
 mod doubt;
+mod owed;
 
 use std::collections::VecDeque;
 
 use doubt::Doubt;
+use owed::{Batch, Copier, Copy, Half, Last, Owed};
 
 pub use doubt::Whose;
 
@@ -39,48 +41,14 @@ pub enum Beat {
     AwaitsClient,
 }
 
-/// A ReadyForQuery that is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owed {
-    /// For a Query or a FunctionCall, once these many extended-protocol messages before it have been
-    /// answered that no Sync ends. If one of them fails, the server skips the query as well.
-    Query { before: u32, command: u64 },
-    /// For a Sync, behind this command.
-    Sync { command: u64 },
-    /// For nothing: the client ended COPY data, so many times, before it heard that a COPY of this command
-    /// has begun. If it does, the Syncs behind this count.
-    CopyEnd { command: u64, times: u32 },
-}
-
-impl Owed {
-    const fn command(self) -> u64 {
-        match self {
-            Owed::Query { command, .. } | Owed::Sync { command } | Owed::CopyEnd { command, .. } => command,
-        }
-    }
-
-    const fn is_owed(self) -> bool {
-        !matches!(self, Owed::CopyEnd { .. })
-    }
-}
-
-/// A COPY from the client.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Copy {
-    #[default]
-    No,
-    /// The server takes its data.
-    Taking,
-    /// The client has ended them, and has not heard what became of them.
-    Ended,
-}
-
 /// The state of one server connection, as its frames tell it.
 #[derive(Debug, Clone, Default)]
 pub struct Pulse {
     owed: VecDeque<Owed>,
     tx: Tx,
     copy: Copy,
+    /// What began it.
+    copier: Copier,
     /// Commands that may begin a COPY, sent so far: Execute, Query, FunctionCall.
     commands: u64,
     /// Those of them that have been answered, or skipped.
@@ -93,6 +61,8 @@ pub struct Pulse {
     flushed: bool,
     /// One of them failed: the server skips to the next Sync and replies to nothing until then.
     skipping: bool,
+    last: Last,
+    frame: Half,
     doubt: Doubt,
 }
 
@@ -105,11 +75,20 @@ impl Pulse {
         Self::default()
     }
 
+    /// A frame of the client's with this tag is on its way, and may take its time.
+    pub fn begun(&mut self, tag: u8) {
+        if matches!(tag, b'Q' | b'F' | b'P' | b'B' | b'C' | b'D' | b'E') {
+            self.frame = Half::Sent;
+            self.doubt.sent(self.skipping);
+            if self.copy == Copy::Taking {
+                self.doubt.strayed();
+            }
+        }
+    }
+
     /// The client sent a frame with this tag.
     pub fn sent(&mut self, tag: u8) {
-        if matches!(tag, b'Q' | b'F' | b'P' | b'B' | b'C' | b'D' | b'E') {
-            self.doubt.sent(self.skipping);
-        }
+        self.frame = Half::No;
         match tag {
             // The server skips these as well.
             b'Q' | b'F' if self.skipping => {}
@@ -126,7 +105,8 @@ impl Pulse {
             b'H' => self.flushed = true,
             b'S' => {
                 self.doubt.synced();
-                self.owed.push_back(Owed::Sync { command: self.commands });
+                let ends = if self.unsynced { Batch::OfMessages } else { Batch::Empty };
+                self.owed.push_back(Owed::Sync { command: self.commands, ends });
                 self.unsynced = false;
                 self.skipping = false;
                 self.replies_due = 0;
@@ -154,6 +134,10 @@ impl Pulse {
     /// The end of COPY data that nobody has heard to be taken. Many of them take no more room than one.
     fn copy_end_sent(&mut self) {
         self.doubt.ended(self.commands);
+        let synced = |owed: &Owed| matches!(owed, Owed::Sync { command, .. } if *command == self.commands);
+        if self.unsynced && self.owed.back().is_some_and(synced) {
+            self.doubt.burdened(self.commands);
+        }
         if let Some(Owed::CopyEnd { command, times }) = self.owed.back_mut()
             && *command == self.commands
         {
@@ -173,13 +157,15 @@ impl Pulse {
 
     /// The server sent a frame with this tag; `first` is the first byte of its body.
     pub fn received(&mut self, tag: u8, first: Option<u8>) {
+        if !matches!(tag, b'Z' | b'N' | b'S' | b'A') {
+            self.last = Last::Reply;
+        }
         match tag {
             b'Z' => self.ready(first),
             b'G' => self.copy_in_begins(),
             b'E' => {
                 if std::mem::take(&mut self.copy) != Copy::No {
-                    let executed = !self.copies_for_query();
-                    self.doubt.copy_failed(self.done + 1, executed);
+                    self.doubt.copy_failed(self.done + 1, self.copier == Copier::Execute);
                 }
                 self.skip_queries();
                 if !self.owes() && self.unsynced {
@@ -191,7 +177,7 @@ impl Pulse {
             // Replies that end one extended-protocol message, if no earlier Sync or Query is due.
             b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' => {
                 if tag == b'C' && std::mem::take(&mut self.copy) != Copy::No {
-                    self.doubt.copied();
+                    self.doubt.copied(self.done + 1);
                 }
                 let executed = match self.next_owed() {
                     None => {
@@ -225,15 +211,22 @@ impl Pulse {
     }
 
     fn ready(&mut self, status: Option<u8>) {
+        self.doubt.ready();
+        let after_nothing = std::mem::replace(&mut self.last, Last::Ready) == Last::Ready;
+        if after_nothing && self.doubt.is_there() && self.owes_replies() {
+            self.doubt.unowed();
+            return self.tx = tx(status);
+        }
         let next = self.owed.iter().position(|owed| owed.is_owed());
         let answered = self.owed.drain(..next.map_or(self.owed.len(), |next| next + 1)).next_back();
         if let (Some(_), Some(answered)) = (next, answered) {
             self.done = self.done.max(answered.command());
         } else {
             // The answer to a Sync that we took for one in COPY-in: it crossed with the server's
-            // error, and counted after all.
-            self.doubt.unowed();
-            self.is_synced();
+            // error, and counted after all. Of what came behind another Sync it says nothing.
+            if self.doubt.unowed() == 0 || self.skipping {
+                self.is_synced();
+            }
         }
         self.forget_copy_ends();
         self.copy = Copy::No;
@@ -241,6 +234,12 @@ impl Pulse {
         if self.owed.is_empty() {
             self.doubt.rests();
         }
+    }
+
+    /// Whether other replies come before the next ReadyForQuery that is owed.
+    fn owes_replies(&mut self) -> bool {
+        let next = self.next_owed();
+        matches!(next, Some(Owed::Query { .. } | Owed::Sync { ends: Batch::OfMessages, .. }))
     }
 
     /// The server has answered all that was sent, and waits for a new batch.
@@ -251,25 +250,29 @@ impl Pulse {
         self.replies_due = 0;
     }
 
-    /// Whether the COPY that runs was begun by a Query.
-    fn copies_for_query(&mut self) -> bool {
-        matches!(self.next_owed(), Some(Owed::Query { before: 0, .. }))
-    }
-
     /// Syncs that were sent between the command that began the COPY and the end of its data are ignored
     /// by the server, unless it has failed already.
     fn copy_in_begins(&mut self) {
         self.forget_copy_ends();
-        let began_by_query = self.copies_for_query();
+        let by_query = matches!(self.next_owed(), Some(Owed::Query { before: 0, .. }));
+        self.copier = if by_query { Copier::Query } else { Copier::Execute };
         let running = self.done + 1;
         let is_its = |owed: &Owed| matches!(owed, Owed::CopyEnd { command, .. } if *command == running);
         let end = self.owed.iter().position(is_its);
         self.copy = if end.is_none() { Copy::Taking } else { Copy::Ended };
         let behind = self.owed.split_off(end.unwrap_or(self.owed.len()));
         let before = self.owed.len();
+        let is_batch =
+            |owed: &&Owed| matches!(owed, Owed::Query { .. } | Owed::Sync { ends: Batch::OfMessages, .. });
+        let batches = self.owed.iter().filter(is_batch).count();
         self.owed.retain(|owed| !matches!(owed, Owed::Sync { .. }));
         let ignored = before - self.owed.len();
         self.doubt.ignored(u32::try_from(ignored).unwrap_or(u32::MAX));
+        // Of these the first is that of the command itself.
+        let more = (end.is_none() && self.unsynced) || self.frame == Half::Sent;
+        if batches > 1 || (ignored > 0 && more) {
+            self.doubt.burdened(running);
+        }
         self.owed.extend(behind);
         if let Some(at) = end.map(|end| end - ignored)
             && let Some(Owed::CopyEnd { times, .. }) = self.owed.get_mut(at)
@@ -280,7 +283,7 @@ impl Pulse {
             }
         }
         let synced = self.owed.iter().any(|owed| matches!(owed, Owed::Sync { .. }));
-        if ignored > 0 && !began_by_query && !synced {
+        if ignored > 0 && !by_query && !synced {
             self.unsynced = true;
             self.replies_due = self.replies_due.max(1);
         }
@@ -303,7 +306,11 @@ impl Pulse {
     pub fn beat(&self) -> Beat {
         if self.copy == Copy::Taking {
             Beat::AwaitsClient
-        } else if self.owes() || self.doubt.is_asked() || (self.replies_due > 0 && self.flushed) {
+        } else if self.owes()
+            || self.doubt.is_asked()
+            || self.is_lost()
+            || (self.replies_due > 0 && self.flushed)
+        {
             Beat::InFlight
         } else if self.unsynced {
             Beat::AwaitsClient

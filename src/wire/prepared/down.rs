@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::due::{Draft, Due, What};
 use super::names::{Held, Names, Place, Told};
-use super::shelf::{NOBODY, Number};
+use super::shelf::NOBODY;
 use super::statement::Statement;
-use super::{Change, Copy, Course, Prepared, text};
+use super::{After, Change, Copy, Course, Prepared, text};
 use crate::wire::frame::Frame;
 use crate::wire::pin::{Pin, Pins};
 
@@ -97,6 +97,7 @@ impl Prepared {
                 Down::Pass
             }
             tag => {
+                self.due.replied();
                 self.reading.fate = Fate::of(self.due.head());
                 if tag == b'C' {
                     self.due.copy_ends();
@@ -139,18 +140,9 @@ impl Prepared {
                     names.put(name, Held::Here(number, pins));
                 }
             }
-            What::Forget => {
+            What::Forget | What::Deallocate => {
                 if let Some(Change::Forget(name)) = self.take_change() {
-                    // Nobody else knows of it.
-                    if let Some((_, Held::Here(number, _))) = names.get(&name) {
-                        self.shelf.discard(*number);
-                    }
-                    names.remove(&name);
-                }
-            }
-            What::Deallocate => {
-                if let (Some(Change::Forget(name)), Some((_, number))) = (self.take_change(), due.name) {
-                    self.deallocated(&name, number, names);
+                    self.forgotten(&name, names);
                 }
             }
             What::Learn(draft) => {
@@ -184,7 +176,16 @@ impl Prepared {
                 self.course = if same { Course::Clear } else { Course::Fails };
             }
             What::DescribeUnnamed => names.unnamed.told = Some(self.reading.take()),
-            What::ParseUnnamed => names.unnamed.place = Place::Here,
+            What::ParseUnnamed => {
+                if let Some(parsed) = self.take_parsed() {
+                    let body = names.unnamed.replace(parsed);
+                    self.keep_room(body);
+                }
+            }
+            What::CloseUnnamed => {
+                self.take_change();
+                self.unnamed_gone(names);
+            }
             _ => {}
         }
     }
@@ -205,18 +206,13 @@ impl Prepared {
                 self.shelf.clear();
             }
             b"DEALLOCATE\0" => {
-                if let Some(Due { what: What::Query, name: Some((name, number)) }) = self.due.head() {
-                    let (name, number) = (Arc::clone(name), *number);
-                    self.deallocated(&name, number, names);
+                if let Some(Due { what: What::Query, name: Some((name, _)) }) = self.due.head() {
+                    let name = Arc::clone(name);
+                    self.forgotten(&name, names);
                 }
             }
             _ => {}
         }
-    }
-
-    fn deallocated(&mut self, name: &[u8], number: Number, names: &mut Names) {
-        names.remove(name);
-        self.shelf.lost(number);
     }
 
     fn notice(&mut self, frame: Frame<'_>) -> Down {
@@ -233,9 +229,10 @@ impl Prepared {
     fn error(&mut self, frame: Frame<'_>, names: &mut Names) -> Down {
         self.reading.parameters.clear();
         self.copy = Copy::No;
+        self.due.replied();
         let Some(due) = self.due.fail() else {
             let target = self.due.head().and_then(|due| due.name.clone());
-            self.unused(target.as_ref(), names);
+            self.unused(target.as_ref());
             return self.notice(frame);
         };
         let told = match (&due.what, &due.name) {
@@ -261,6 +258,10 @@ impl Prepared {
             }
         }
         self.undo(&due, names);
+        if matches!(due.what, What::ParseUnnamed) {
+            // The server drops the one before first.
+            self.unnamed_gone(names);
+        }
         self.skip(names);
         told.map_or(Down::Pass, Down::Instead)
     }
@@ -272,13 +273,17 @@ impl Prepared {
             self.course = Course::Skipped;
         }
         skipped.iter().for_each(|due| self.undo(due, names));
-        (self.deallocates, self.bound) = (None, None);
     }
 
     fn ready(&mut self, names: &mut Names) {
         let mut skipped = Vec::new();
-        self.due.ready(|due| skipped.push(due));
+        let ended = self.due.ready(|due| skipped.push(due));
         skipped.iter().for_each(|due| self.undo(due, names));
+        if let Some(Due { what: What::Query, .. }) = ended
+            && let Some(Change::Unnamed(After::Gone)) = self.take_change()
+        {
+            self.unnamed_gone(names);
+        }
         self.copy = Copy::No;
         // It answers a Sync that was taken for one in COPY, and counted after all.
         if self.course == Course::Skipped {

@@ -22,7 +22,7 @@ pub struct Due {
 pub enum What {
     /// Parse whose outcome changes nothing: of a name that exists, which fails.
     Parse,
-    /// Parse of the unnamed statement.
+    /// Parse of the unnamed statement: the first of the pending changes.
     ParseUnnamed,
     /// Parse of a new name: the first of the pending changes.
     Make,
@@ -48,6 +48,8 @@ pub enum What {
     Close,
     /// Close of a name: the first of the pending changes.
     Forget,
+    /// Close of the unnamed statement: the same.
+    CloseUnnamed,
     /// Ours: Close of a statement that nobody will use.
     Discard(Number),
     /// Execute.
@@ -56,7 +58,7 @@ pub enum What {
     Deallocate,
     /// No reply is due: the client has ended a COPY, if there was one, so many times.
     CopyEnd(u32),
-    /// Query or FunctionCall; everything up to ReadyForQuery.
+    /// Query or FunctionCall; everything up to ReadyForQuery. The first of the pending changes.
     Query,
     /// Sync.
     Sync,
@@ -116,7 +118,7 @@ impl What {
         match self {
             What::Parse | What::ParseUnnamed | What::Make | What::Copy | What::Stub => tag == b'1',
             What::Bind => tag == b'2',
-            What::Close | What::Forget | What::Discard(_) => tag == b'3',
+            What::Close | What::Forget | What::CloseUnnamed | What::Discard(_) => tag == b'3',
             What::Learn(_)
             | What::Check(..)
             | What::CheckUnnamed(_)
@@ -148,6 +150,15 @@ pub struct Queue {
     /// Such Syncs of a COPY that has failed: perhaps the server had not read them before. Each may be
     /// answered with a ReadyForQuery that no other message has asked for.
     maybe: u32,
+    last: Last,
+}
+
+/// What the server has said last.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Last {
+    #[default]
+    Ready,
+    Reply,
 }
 
 impl Queue {
@@ -185,6 +196,11 @@ impl Queue {
     /// Whether it has to wait because of the bytes that are kept.
     pub fn is_heavy(&self) -> bool {
         self.bytes >= Self::MOST_BYTES
+    }
+
+    /// Something has been answered.
+    pub fn replied(&mut self) {
+        self.last = Last::Reply;
     }
 
     /// The client has ended COPY data, which it may have been asked for by what is due.
@@ -226,18 +242,35 @@ impl Queue {
         false
     }
 
-    /// A ReadyForQuery has come.
-    pub fn ready(&mut self, mut skipped: impl FnMut(Due)) {
-        if self.maybe > 0 && self.head().is_none_or(|due| !due.what.is_point()) {
+    /// A ReadyForQuery has come: what it ends.
+    pub fn ready(&mut self, mut skipped: impl FnMut(Due)) -> Option<Due> {
+        let after_nothing = std::mem::replace(&mut self.last, Last::Ready) == Last::Ready;
+        let is_its = |due: &Due| match due.what {
+            What::Sync => true,
+            What::Query => !after_nothing,
+            _ => false,
+        };
+        if self.maybe > 0 && !self.head().is_some_and(is_its) {
             self.maybe -= 1;
-            return;
+            return None;
         }
         while let Some(due) = self.pop() {
             if due.what.is_point() {
-                return;
+                return Some(due);
             }
             skipped(due);
         }
+        None
+    }
+
+    /// So many more bytes are kept for what is due.
+    pub fn keep(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+
+    /// So many fewer.
+    pub fn let_go(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 
     /// The server takes COPY data: Syncs between the command that began it and the end of the data are

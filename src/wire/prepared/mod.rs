@@ -17,6 +17,7 @@ mod names;
 mod shelf;
 mod statement;
 mod text;
+mod unnamed;
 mod up;
 
 #[cfg(test)]
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use super::pin::{Pin, Pins};
 use super::pulse::Pulse;
 use due::{Due, Queue, What};
-use names::{Held, Place};
+use names::{Held, Parsed};
 use shelf::{Number, Shelf};
 
 pub use down::Down;
@@ -49,9 +50,9 @@ pub struct Prepared {
     parsing: Parsing,
     /// The text and the types of the Parse that is passing.
     passing: Vec<u8>,
-    /// The client's unnamed statement is a `DEALLOCATE` of this.
-    deallocates: Option<Target>,
-    /// A portal that was bound to such a statement: it counts when it is executed.
+    /// Room for the next ones.
+    spare: Vec<Vec<u8>>,
+    /// A portal that was bound to a `DEALLOCATE` of this: it counts when it is executed.
     bound: Option<(Box<[u8]>, Target)>,
     /// What the frame that passed last leaves behind when it runs.
     pins: Pins,
@@ -68,6 +69,15 @@ type Target = (Arc<[u8]>, Number);
 enum Change {
     Make(Arc<[u8]>, Number, Pins),
     Forget(Arc<[u8]>),
+    Unnamed(After),
+}
+
+/// What becomes of the unnamed statement.
+#[derive(Debug)]
+enum After {
+    Same,
+    Gone,
+    Parsed(Parsed),
 }
 
 /// What the client's next message meets.
@@ -122,7 +132,7 @@ impl Prepared {
         self.out.clear();
         (self.course, self.copy, self.parsing) = Default::default();
         self.reading = down::Reading::default();
-        (self.deallocates, self.bound) = (None, None);
+        self.bound = None;
         names.arrive();
     }
 
@@ -181,14 +191,14 @@ impl Prepared {
         }
         let name = names::key(name);
         for (at, change) in self.changes.iter().enumerate().rev() {
-            let (Change::Make(of, ..) | Change::Forget(of)) = change;
+            let (Change::Make(of, ..) | Change::Forget(of)) = change else { continue };
             match change {
                 _ if **of == *name && at < self.doubtful => return Found::Doubtful,
                 Change::Make(made, number, pins) if **made == *name => {
                     return Found::Held(Arc::clone(made), Held::Here(*number, *pins));
                 }
                 Change::Forget(gone) if **gone == *name => return Found::Nothing,
-                Change::Make(..) | Change::Forget(_) => {}
+                Change::Make(..) | Change::Forget(_) | Change::Unnamed(_) => {}
             }
         }
         match names.get(name) {
@@ -203,13 +213,20 @@ impl Prepared {
         self.changes.pop_front()
     }
 
-    /// A message has failed that only wanted the name to be there: it may have been made for that alone.
-    fn unused(&mut self, target: Option<&Target>, names: &Names) {
-        if let Some((name, number)) = target
-            && matches!(names.get(name), Some((_, Held::Anywhere(_))))
-        {
-            self.shelf.discard_stub(*number);
+    /// A message has failed, and what was made for it alone is there still.
+    fn unused(&mut self, target: Option<&Target>) {
+        if let Some((_, number)) = target {
+            self.shelf.discard(*number);
         }
+    }
+
+    /// A name of the client's is closed.
+    fn forgotten(&mut self, name: &[u8], names: &mut Names) {
+        // Nobody else knows of it.
+        if let Some((_, Held::Here(number, _))) = names.get(name) {
+            self.shelf.discard(*number);
+        }
+        names.remove(name);
     }
 
     /// Says something to the server that the client did not say.
@@ -239,21 +256,26 @@ impl Prepared {
                     self.pins.add(Pin::PreparedStatement);
                 }
             }
-            What::Make | What::Forget => drop(self.take_change()),
+            What::Make | What::Forget | What::CloseUnnamed => drop(self.take_change()),
+            What::ParseUnnamed => drop(self.take_parsed()),
             What::Deallocate => {
                 self.take_change();
-                self.unused(due.name.as_ref(), names);
+                self.unused(due.name.as_ref());
             }
-            What::Query | What::Parse => self.unused(due.name.as_ref(), names),
+            What::Query => {
+                self.take_change();
+                self.unused(due.name.as_ref());
+            }
+            What::Parse => {
+                if let Some((name, number)) = &due.name
+                    && matches!(names.get(name), Some((_, Held::Anywhere(_))))
+                {
+                    self.shelf.discard_stub(*number);
+                }
+            }
             What::Discard(number) => self.shelf.discard(*number),
             What::Copy | What::Check(..) | What::CheckUnnamed(_) if self.course == Course::Awaits => {
                 self.course = Course::Clear;
-            }
-            What::ParseUnnamed => {
-                // Its text was taken for the client's; what the client has is not known any more.
-                names.unnamed.forget();
-                // A later Parse of it that is on its way is not told apart from none: it fails, safely.
-                names.unnamed.place = Place::Elsewhere;
             }
             _ => {}
         }

@@ -29,19 +29,28 @@ pub enum Held {
     Here(Number, Pins),
 }
 
-/// The unnamed statement. The server has one for each connection, so a client's is made again where
-/// another client's may have been since.
+/// The unnamed statement, as far as the server has answered. The server has one for each connection, so a
+/// client's is made again where another client's may have been since.
 #[derive(Debug, Default)]
 pub struct Unnamed {
-    /// What the client parsed last: the text and the types, as Parse has them behind the name. Empty if
-    /// there is none, or if it was too long.
-    pub body: Vec<u8>,
+    /// What the client parsed last.
+    pub parsed: Parsed,
     /// What Describe told the client of it.
     pub told: Option<Told>,
-    /// What it leaves behind.
-    pub pins: Pins,
     /// Whether it is on this connection.
     pub place: Place,
+}
+
+/// What a Parse of the unnamed statement says.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// The text and the types, as Parse has them behind the name. Empty if there is no statement, or if it
+    /// cannot be made elsewhere.
+    pub body: Vec<u8>,
+    /// What it leaves behind.
+    pub pins: Pins,
+    /// What it deallocates, by the client's name and by the number in its text.
+    pub deallocates: Option<(Arc<[u8]>, Number)>,
 }
 
 /// What Describe says of a statement.
@@ -59,11 +68,7 @@ pub enum Place {
     /// Elsewhere; what is here may be another client's.
     #[default]
     Elsewhere,
-    /// Its Parse is on its way; what follows in the same batch finds it, or is skipped with it.
-    Sent,
-    /// Its Parse is on its way, in a batch that has ended since: it may have been skipped.
-    Doubtful,
-    /// Here.
+    /// Here, if there is one.
     Here,
 }
 
@@ -131,15 +136,16 @@ impl Held {
 }
 
 impl Unnamed {
-    /// There is none any more.
-    pub fn forget(&mut self) {
-        self.body.clear();
-        self.body.shrink_to(Self::SPARE);
-        (self.told, self.pins) = (None, Pins::default());
+    /// On this connection there is this one now; the buffer of the one before is given back.
+    pub fn replace(&mut self, parsed: Parsed) -> Vec<u8> {
+        (self.told, self.place) = (None, Place::Here);
+        std::mem::replace(&mut self.parsed, parsed).body
     }
 
-    /// Room that is kept for the next one.
-    const SPARE: usize = 512;
+    /// There is none any more; its buffer is given back.
+    pub fn forget(&mut self) -> Vec<u8> {
+        self.replace(Parsed::default())
+    }
 }
 
 /// What the server tells names apart by: their first 63 bytes (`NAMEDATALEN`).

@@ -74,7 +74,7 @@ impl Shelf {
         self.discarded.push(number);
     }
 
-    /// The same, unless it is on the shelf.
+    /// The server may have something by this number, which is of no use unless it is on the shelf.
     pub fn discard_stub(&mut self, number: Number) {
         if self.slots.values().all(|slot| slot.number != number) {
             self.discarded.push(number);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::due::{Draft, Failure, What};
-use super::names::{Held, Names, Place};
+use super::names::{Held, Names};
 use super::shelf::{NOBODY, Number};
 use super::statement::Statement;
-use super::{Change, Copy, Course, Found, Parsing, Prepared, text};
+use super::{After, Change, Copy, Course, Found, Parsing, Prepared, text};
 use crate::wire::frame::{Frame, HEADER};
 use crate::wire::pin::{Pin, Pins};
 use crate::wire::pulse::Pulse;
@@ -54,23 +54,23 @@ impl Prepared {
             b'C' if frame.body.first() == Some(&b'S') => self.close(frame, names),
             b'Q' => self.query(frame, names, pulse),
             b'E' => self.execute(frame, names, pulse),
-            tag => self.plain(tag, names),
+            tag => self.plain(tag),
         }
     }
 
     /// A message that speaks of no statement.
-    fn plain(&mut self, tag: u8, names: &mut Names) -> Up {
+    fn plain(&mut self, tag: u8) -> Up {
         match tag {
             b'D' => self.due.push(What::Describe, None),
             b'C' => self.due.push(What::Close, None),
-            b'F' => self.due.push(What::Query, None),
+            b'F' => {
+                self.due.push(What::Query, None);
+                self.changes.push_back(Change::Unnamed(After::Same));
+            }
             b'c' | b'f' => self.due.copy_end(),
             b'S' => {
                 self.due.push(What::Sync, None);
                 self.doubtful = self.changes.len();
-                if names.unnamed.place == Place::Sent {
-                    names.unnamed.place = Place::Doubtful;
-                }
             }
             _ => {}
         }
@@ -99,7 +99,15 @@ impl Prepared {
             Found::Doubtful => return Up::Wait,
             Found::Held(named, held) => {
                 // It fails, and how is for the server to say.
-                let number = self.here_or_stub(&held, pulse);
+                let here = match &held {
+                    Held::Here(number, _) => Some(*number),
+                    Held::Anywhere(statement) => self.shelf.find(statement),
+                };
+                let number = here.unwrap_or_else(|| {
+                    let number = self.shelf.new_number();
+                    self.make_stub(number, pulse);
+                    number
+                });
                 self.due.push(What::Parse, Some((named, number)));
                 return self.rename(frame, 0, name, number);
             }
@@ -115,49 +123,6 @@ impl Prepared {
         self.rename(frame, 0, name, number)
     }
 
-    fn parse_unnamed(&mut self, frame: Frame<'_>, rest: &[u8], names: &mut Names) -> Up {
-        let dropped = if frame.is_whole() && frame.body_len <= text::LONGEST_DEALLOCATE {
-            text::cstr(rest).and_then(|(sql, types)| Some((text::deallocated(sql)?, types)))
-        } else {
-            None
-        };
-        if let Some((name, types)) = dropped {
-            let (name, held) = match self.find(names, &name) {
-                Found::Held(name, held) => (name, held),
-                Found::Doubtful => return Up::Wait,
-                Found::Nothing => return self.parse_other_unnamed(rest, names),
-            };
-            let number = self.here(&held).unwrap_or_else(|| self.shelf.new_number());
-            let sql = deallocate(number);
-            self.put_header(b'P', 1 + sql.len() + types.len());
-            self.out.push(0);
-            self.out.extend_from_slice(&sql);
-            self.out.extend_from_slice(types);
-            self.unnamed_sent(names);
-            self.deallocates = Some((Arc::clone(&name), number));
-            self.due.push(What::ParseUnnamed, Some((name, number)));
-            return Up::Renamed(HEADER + frame.body_len);
-        }
-        self.parse_other_unnamed(rest, names)
-    }
-
-    fn parse_other_unnamed(&mut self, rest: &[u8], names: &mut Names) -> Up {
-        self.unnamed_sent(names);
-        self.due.push(What::ParseUnnamed, None);
-        self.passing.clear();
-        self.parsing = Parsing::Unnamed;
-        self.up_body(rest);
-        Up::Pass
-    }
-
-    fn unnamed_sent(&mut self, names: &mut Names) {
-        self.deallocates = None;
-        names.unnamed.forget();
-        if names.unnamed.place != Place::Here {
-            names.unnamed.place = Place::Sent;
-        }
-    }
-
     /// More of the body of a frame that passes.
     pub fn up_body(&mut self, piece: &[u8]) {
         match self.parsing {
@@ -171,22 +136,18 @@ impl Prepared {
     }
 
     /// The frame has ended; `found` is what its text leaves behind.
-    pub fn up_ends(&mut self, found: Pins, names: &mut Names, pulse: &mut Pulse) {
-        self.learn(found, names, pulse);
+    pub fn up_ends(&mut self, found: Pins, pulse: &mut Pulse) {
+        self.learn(found, pulse);
         // Unasked, the server might keep its replies to itself until the client has sent what has to wait.
         if self.due.is_heavy() {
             self.say(pulse, b'H', &[]);
         }
     }
 
-    fn learn(&mut self, found: Pins, names: &mut Names, pulse: &mut Pulse) {
+    fn learn(&mut self, found: Pins, pulse: &mut Pulse) {
         match std::mem::take(&mut self.parsing) {
             Parsing::No => {}
-            Parsing::Unnamed => {
-                names.unnamed.body.clear();
-                names.unnamed.body.extend_from_slice(&self.passing);
-                names.unnamed.pins = found;
-            }
+            Parsing::Unnamed => self.unnamed_parsed(found),
             Parsing::New(number) => {
                 let body = std::mem::take(&mut self.passing);
                 self.made_with(found);
@@ -213,35 +174,8 @@ impl Prepared {
     fn bind(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
         let parts = text::cstr(frame.body).and_then(|(portal, rest)| Some((portal, text::cstr(rest)?.0)));
         let Some((portal, name)) = parts else { return self.too_long(frame) };
-        self.bound.take_if(|(bound, _)| **bound == *portal);
-        if name.is_empty()
-            && let Some(target) = &self.deallocates
-        {
-            self.bound = Some((portal.into(), target.clone()));
-        }
+        self.portal_bound(portal, name, names);
         self.use_statement(frame, portal.len() + 1, name, What::Bind, names, pulse)
-    }
-
-    fn execute(&mut self, frame: Frame<'_>, names: &Names, pulse: &mut Pulse) -> Up {
-        let portal = text::cstr(frame.body).map(|(portal, _)| portal);
-        let Some((name, number)) = self
-            .bound
-            .as_ref()
-            .filter(|(bound, _)| Some(&**bound) == portal)
-            .map(|(_, target)| target.clone())
-        else {
-            self.due.push(What::Execute, None);
-            return Up::Pass;
-        };
-        match self.find(names, &name) {
-            Found::Doubtful => return Up::Wait,
-            Found::Held(_, held) if self.here(&held) != Some(number) => self.make_stub(number, pulse),
-            Found::Held(..) | Found::Nothing => {}
-        }
-        self.bound = None;
-        self.changes.push_back(Change::Forget(Arc::clone(&name)));
-        self.due.push(What::Deallocate, Some((name, number)));
-        Up::Pass
     }
 
     fn describe(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
@@ -296,52 +230,10 @@ impl Prepared {
         }
     }
 
-    fn use_unnamed(
-        &mut self,
-        frame: Frame<'_>,
-        at: usize,
-        what: What,
-        names: &mut Names,
-        pulse: &mut Pulse,
-    ) -> Up {
-        match names.unnamed.place {
-            Place::Sent | Place::Here => {
-                if matches!(what, What::Bind) {
-                    self.pins = names.unnamed.pins;
-                }
-                self.due.push(what, None);
-                Up::Pass
-            }
-            // The Sync has been sent, so the answer comes.
-            Place::Doubtful => Up::Wait,
-            Place::Elsewhere if names.unnamed.body.is_empty() => {
-                self.due.push(What::Fails(Failure::NoUnnamed, None), None);
-                self.rename(frame, at, b"", NOBODY)
-            }
-            Place::Elsewhere => {
-                let told = names.unnamed.told.clone();
-                let body = &names.unnamed.body;
-                let sql = text::cstr(body).map_or(body.len(), |(sql, _)| sql.len() + 1);
-                let types = told.as_ref().map_or(&body[sql..], |told| &told.types);
-                self.say(pulse, b'P', &[b"\0", &body[..sql], types]);
-                self.due.push(What::Copy, None);
-                if let Some(told) = told {
-                    self.say(pulse, b'D', &[b"S\0"]);
-                    self.due.push(What::CheckUnnamed(told), None);
-                }
-                self.say(pulse, b'H', &[]);
-                self.course = Course::Awaits;
-                Up::Wait
-            }
-        }
-    }
-
     fn close(&mut self, frame: Frame<'_>, names: &mut Names) -> Up {
         let Some((name, _)) = text::cstr(&frame.body[1..]) else { return self.too_long(frame) };
         if name.is_empty() {
-            names.unnamed.forget();
-            self.due.push(What::Close, None);
-            return Up::Pass;
+            return self.close_unnamed();
         }
         let known = match self.find(names, name) {
             Found::Held(known, _) => known,
@@ -355,34 +247,6 @@ impl Prepared {
         self.due.push(What::Forget, Some((Arc::clone(&known), NOBODY)));
         self.changes.push_back(Change::Forget(known));
         self.rename(frame, 1, name, NOBODY)
-    }
-
-    fn query(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
-        // The server drops its unnamed statement and portal.
-        names.unnamed.forget();
-        (self.deallocates, self.bound) = (None, None);
-        if frame.is_whole()
-            && frame.body_len <= text::LONGEST_DEALLOCATE
-            && let Some((sql, _)) = text::cstr(frame.body)
-            && let Some(name) = text::deallocated(sql)
-        {
-            let (name, held) = match self.find(names, &name) {
-                Found::Held(name, held) => (name, held),
-                Found::Doubtful => return Up::Wait,
-                Found::Nothing => {
-                    self.due.push(What::Query, None);
-                    return Up::Pass;
-                }
-            };
-            let number = self.here_or_stub(&held, pulse);
-            let sql = deallocate(number);
-            self.put_header(b'Q', sql.len());
-            self.out.extend_from_slice(&sql);
-            self.due.push(What::Query, Some((name, number)));
-            return Up::Renamed(HEADER + frame.body_len);
-        }
-        self.due.push(What::Query, None);
-        Up::Pass
     }
 
     /// The number of a statement here. If it is not here, it is asked for, and the client's frame waits.
@@ -403,26 +267,9 @@ impl Prepared {
         }
     }
 
-    /// The number of a statement, if it is here.
-    fn here(&mut self, held: &Held) -> Option<Number> {
-        match held {
-            Held::Here(number, _) => Some(*number),
-            Held::Anywhere(statement) => self.shelf.find(statement),
-        }
-    }
-
-    /// The same where it is enough that the name is there.
-    fn here_or_stub(&mut self, held: &Held, pulse: &mut Pulse) -> Number {
-        self.here(held).unwrap_or_else(|| {
-            let number = self.shelf.new_number();
-            self.make_stub(number, pulse);
-            number
-        })
-    }
-
-    /// Makes something by this number, for a message that will not run it. The client's own statement could
-    /// not be made if its tables are gone.
-    fn make_stub(&mut self, number: Number, pulse: &mut Pulse) {
+    /// Makes something by this number, for a message that only wants the name to be there. The client's own
+    /// statement could not be made if its tables are gone, and may have other names.
+    pub(super) fn make_stub(&mut self, number: Number, pulse: &mut Pulse) {
         self.say(pulse, b'P', &[&text::name_of(number), b"\0", &[0, 0]]);
         self.due.push(What::Stub, None);
     }
@@ -440,7 +287,7 @@ impl Prepared {
     }
 
     /// Writes the frame's beginning up to the name at `at` in its body, with our name in its place.
-    fn rename(&mut self, frame: Frame<'_>, at: usize, name: &[u8], number: Number) -> Up {
+    pub(super) fn rename(&mut self, frame: Frame<'_>, at: usize, name: &[u8], number: Number) -> Up {
         let ours = text::name_of(number);
         self.put_header(frame.tag, frame.body_len - name.len() - 1 + ours.len());
         self.out.extend_from_slice(&frame.body[..at]);
@@ -448,7 +295,7 @@ impl Prepared {
         Up::Renamed(HEADER + at + name.len() + 1)
     }
 
-    fn put_header(&mut self, tag: u8, body_len: usize) {
+    pub(super) fn put_header(&mut self, tag: u8, body_len: usize) {
         self.out.push(tag);
         self.out.extend((body_len as u32 + 4).to_be_bytes());
     }
@@ -461,8 +308,4 @@ impl Prepared {
         self.due.push(What::Parse, None);
         Up::Pass
     }
-}
-
-fn deallocate(number: Number) -> Vec<u8> {
-    [b"DEALLOCATE ", text::name_of(number).as_slice()].concat()
 }

@@ -15,8 +15,10 @@ pub struct Doubt {
     closes: u32,
     /// COPY data of this command have ended, and nothing was sent since.
     ended: Option<u64>,
-    /// Behind the data of the COPY of this command, the last of its kind, more than a Sync was sent.
-    burdened: u64,
+    /// The last command of which that was so.
+    last_ended: u64,
+    /// Behind the data of the COPYs of these commands more than a Sync was sent.
+    burdened: Vec<u64>,
     guess: Guess,
     question: Question,
 }
@@ -32,11 +34,15 @@ enum Question {
     Answered,
 }
 
-/// Whether what the client sent has been taken for skipped by the server, which is not certain.
+/// Whether what the client sent has been taken for skipped or refused by the server, which is not certain.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Guess {
     #[default]
     No,
+    /// Something was sent that the server does not take in COPY. Goes to `No` or `Refused`.
+    Strayed,
+    /// The COPY has failed, which ends the connection if it was for that. Goes to `Wrong` if it does not.
+    Refused,
     /// Goes to `Wrong` if the server answers it.
     Skipped,
     /// Answers cannot be told apart any more.
@@ -68,9 +74,9 @@ impl Doubt {
     /// skipped.
     pub fn sent(&mut self, skipping: bool) {
         if let Some(command) = self.ended.take() {
-            self.burdened = command;
+            self.burdened(command);
         }
-        if skipping && self.maybe > 0 && self.guess == Guess::No {
+        if skipping && self.maybe > 0 && self.guess != Guess::Wrong {
             self.guess = Guess::Skipped;
         }
     }
@@ -82,7 +88,10 @@ impl Doubt {
 
     /// The client ended the data of the COPY of this command, if it is one.
     pub fn ended(&mut self, command: u64) {
-        self.ended = Some(command);
+        // Another end for the same one says nothing.
+        if self.last_ended < command {
+            (self.ended, self.last_ended) = (Some(command), command);
+        }
     }
 
     /// So many Syncs are ignored by the server, unless the COPY that runs has failed.
@@ -90,23 +99,53 @@ impl Doubt {
         self.ignored = self.ignored.saturating_add(syncs);
     }
 
-    /// The COPY is complete.
-    pub fn copied(&mut self) {
+    /// The client did not expect the COPY of this command: it has sent more than the server takes in COPY.
+    pub fn burdened(&mut self, command: u64) {
+        if self.burdened.last() != Some(&command) {
+            self.burdened.push(command);
+        }
+    }
+
+    /// The client has sent something in COPY that the server does not take there.
+    pub fn strayed(&mut self) {
+        if self.guess == Guess::No {
+            self.guess = Guess::Strayed;
+        }
+    }
+
+    /// The COPY of this command is complete, or one of several that it began.
+    pub fn copied(&mut self, command: u64) {
         self.ignored = 0;
+        self.burdened.retain(|burdened| *burdened >= command);
     }
 
     /// The COPY of this command has failed; if it was an Execute, the server skips what is behind it.
     pub fn copy_failed(&mut self, command: u64, executed: bool) {
         self.maybe = self.maybe.saturating_add(std::mem::take(&mut self.ignored));
-        if self.maybe > 0 && ((executed && self.burdened >= command) || self.closes > Self::MOST) {
+        let is_skipped = executed && self.maybe == 0;
+        if self.guess == Guess::Strayed {
+            self.guess = if is_skipped { Guess::No } else { Guess::Refused };
+        }
+        let burdened = executed && self.burdened.contains(&command);
+        self.burdened.retain(|burdened| *burdened > command);
+        if self.maybe > 0 && (burdened || self.closes > Self::MOST) {
             self.guess = Guess::Wrong;
         }
     }
 
-    /// A ReadyForQuery has come and no other was owed.
-    pub fn unowed(&mut self) {
-        self.maybe = self.maybe.saturating_sub(1);
+    /// A ReadyForQuery has come and no other was owed: how many may have come.
+    pub fn unowed(&mut self) -> u32 {
         if self.guess == Guess::Skipped {
+            self.guess = Guess::Wrong;
+        }
+        let maybe = self.maybe;
+        self.maybe = maybe.saturating_sub(1);
+        maybe
+    }
+
+    /// A ReadyForQuery has come.
+    pub fn ready(&mut self) {
+        if self.guess == Guess::Refused {
             self.guess = Guess::Wrong;
         }
     }
@@ -115,6 +154,7 @@ impl Doubt {
     pub fn rests(&mut self) {
         if self.maybe == 0 {
             self.closes = 0;
+            self.burdened.clear();
         }
     }
 
@@ -152,7 +192,7 @@ impl Doubt {
                 Whose::Ours
             }
             (Question::Answered, b'Z') => {
-                *self = Self::default();
+                *self = Self { last_ended: self.last_ended, ..Self::default() };
                 Whose::Ours
             }
             (Question::Asked { closes, seen }, _) if !matches!(tag, b'N' | b'S' | b'A') => {
