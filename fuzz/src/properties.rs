@@ -3,9 +3,9 @@
 
 use super::fingerprint;
 use super::wire::frame::{Cut, Cutter, Direction, FrameError, HEADER, whole_frames};
-use super::wire::pin::Scanner;
 use super::wire::pulse::Pulse;
 use super::wire::reply::{self, SqlState};
+use super::wire::scan::Scanner;
 use super::wire::startup::{self, FirstPacket, MAX_FIRST_PACKET};
 use super::wire::tags::Tags;
 use super::wire::vars::Reported;

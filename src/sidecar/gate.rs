@@ -139,7 +139,10 @@ pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
             let (place, client) = (Some(place), caller.io);
             let names = Names::default();
             let reader = Reader::new();
-            Session { place, hub, pool, holder, shared, client, up, vars, own, names, reader }.serve().await;
+            let news = Vec::new();
+            Session { place, hub, pool, holder, shared, client, up, vars, own, names, reader, news }
+                .serve()
+                .await;
         }
         Err(turned) => {
             drop(place);

@@ -71,7 +71,7 @@ pub enum News {
 pub enum End {
     /// The transaction is over and nothing keeps the connection.
     Quiet,
-    /// The client keeps the connection, and has set its parameters back to the server's defaults: those
+    /// The client keeps the connection, and has set parameters back to the server's defaults: those that
     /// it logged in with have to be set again, as a server of its own would.
     Reset,
     /// The client said Terminate.
@@ -145,19 +145,20 @@ impl<'a> Relay<'a> {
     /// How often it is looked whether a client is there that sends faster than its server reads.
     const LOOK: Duration = Duration::from_secs(1);
 
-    /// Begins with what the client has sent so far in `up`.
+    /// Begins with what the client has sent so far in `up`, and has the client told the `news` first.
     pub fn new(
         client: &'a mut Io,
         up: &'a mut Pipe,
         wire: &'a mut Wire,
         shared: &'a Shared,
-        (vars, mut names): (&'a mut Arc<Vars>, Option<&'a mut Names>),
+        (vars, mut names, news): (&'a mut Arc<Vars>, Option<&'a mut Names>, &mut Vec<u8>),
         (words, reader): (Words, &'a mut Reader),
     ) -> Self {
         if let Some(names) = &mut names {
             wire.prepared.begin(names);
         }
-        let down = Pipe::holding(Direction::Backend, std::mem::take(&mut wire.inbox));
+        let mut down = Pipe::holding(Direction::Backend, std::mem::take(&mut wire.inbox));
+        down.put(news);
         Self {
             client,
             up,
@@ -441,7 +442,7 @@ impl<'a> Relay<'a> {
             if self.words.pinned().is_none() && self.up.unseen().is_empty() {
                 return Some(End::Quiet);
             }
-            if self.words.reset() {
+            if !self.words.resets().is_empty() {
                 return Some(End::Reset);
             }
             if self.orders.is_draining() {

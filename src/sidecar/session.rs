@@ -85,6 +85,8 @@ pub struct Session {
     pub names: Names,
     /// What it says of its work.
     pub reader: Reader,
+    /// ParameterStatus messages that it is to be sent with its next answer.
+    pub news: Vec<u8>,
 }
 
 /// What an idle client did.
@@ -197,19 +199,44 @@ impl Session {
     async fn relay(&mut self, checkout: &Checkout, wire: &mut Wire, words: Words) -> Ended {
         self.shared.set_conn(Some(Arc::clone(checkout.conn())));
         let ended = {
-            let Self { hub, client, up, shared, vars, names, reader, .. } = &mut *self;
+            let Self { hub, client, up, shared, vars, names, reader, news, .. } = &mut *self;
             let names = (hub.mode == PoolMode::Transaction).then_some(names);
-            let relay = Relay::new(client, up, wire, shared, (vars, names), (words, reader));
+            let relay = Relay::new(client, up, wire, shared, (vars, names, news), (words, reader));
             relay.run(|news| tell(checkout, news)).await
         };
         self.shared.set_conn(None);
-        if ended.words.reset() {
-            self.vars = Arc::new(vars::after_reset(&self.own, &self.vars, &checkout.conn().parameters));
-            checkout.conn().forget_applied();
-        } else {
-            checkout.conn().set_applied(&self.vars);
-        }
+        self.settle_parameters(checkout.conn(), &ended.words);
         ended
+    }
+
+    /// What is set on the connection now, and what the client expects to be set.
+    fn settle_parameters(&mut self, conn: &ServerConn, words: &Words) {
+        let resets = words.resets();
+        if resets.is_empty() {
+            conn.set_applied(&self.vars);
+        } else {
+            let left = Arc::new(vars::after_reset(resets, &self.vars, conn.reported));
+            let expected = vars::expected(resets, &self.own, &left, &conn.parameters);
+            conn.set_applied(&left);
+            self.tell_changes(conn, &expected);
+            self.vars = self.hub.shared_vars(expected);
+        }
+        // A client that keeps the connection also keeps what else it has set there.
+        if words.is_doubtful() && words.pinned().is_none() {
+            conn.forget_applied();
+        }
+    }
+
+    /// The client was told of the server's defaults; with its next answer it is told of its own values.
+    fn tell_changes(&mut self, conn: &ServerConn, expected: &Vars) {
+        for (name, default) in &conn.parameters {
+            let key = name.to_ascii_lowercase();
+            if let Some(value) = expected.get(&key).filter(|value| self.vars.get(&key) != Some(value)) {
+                let spelling = (name.clone(), value.clone(), default.clone());
+                let spelled = self.hub.spelling(&spelling);
+                reply::parameter_status(&mut self.news, name, spelled.as_ref().unwrap_or(value));
+            }
+        }
     }
 
     /// The client's last checkout ends, for any reason but a reclaim.

@@ -2,8 +2,9 @@
 
 use crate::policy::PoolMode;
 use crate::wire::frame::Frame;
-use crate::wire::pin::{Pin, Pins, Resets, Scanner};
-use crate::wire::vars::Reported;
+use crate::wire::pin::{Pin, Pins};
+use crate::wire::scan::{Scanner, Word};
+use crate::wire::vars::{Reported, Resets};
 
 /// Watches the frames of one checkout for session state.
 #[derive(Debug)]
@@ -15,12 +16,39 @@ pub struct Words {
     /// Pinned since the connection was quiet last: not to be released by what was sent before.
     fresh: Pins,
     /// What texts that were sent since then will end if they run.
-    asked: Pins,
+    asked: Ends,
     /// The same of the unnamed statement, if it is bound next.
-    unnamed: Pins,
-    /// What has ended since then.
-    released: Pins,
+    unnamed: Ends,
+    /// What has ended since then, unless it is rolled back.
+    ended: Ends,
+    /// Parameters that were set back for good.
     resets: Resets,
+    applied: Applied,
+}
+
+/// What statements end: pins, and values that parameters were set to.
+#[derive(Clone, Debug, Default)]
+struct Ends {
+    pins: Pins,
+    resets: Resets,
+    /// A parameter that is set to something else.
+    sets: Option<Word>,
+}
+
+impl Ends {
+    fn join(&mut self, later: &Ends) {
+        self.pins = self.pins.and(later.pins);
+        later.sets.iter().for_each(|set| self.resets.remove(set.text()));
+        self.resets.join(&later.resets);
+    }
+}
+
+/// Whether it is known what is set on the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Applied {
+    Known,
+    /// A reset was rolled back, or perhaps only what came after it.
+    Doubtful,
 }
 
 impl Words {
@@ -36,10 +64,11 @@ impl Words {
             scanner: None,
             pinned,
             fresh: Pins::default(),
-            asked: Pins::default(),
-            unnamed: Pins::default(),
-            released: Pins::default(),
-            resets: Resets::No,
+            asked: Ends::default(),
+            unnamed: Ends::default(),
+            ended: Ends::default(),
+            resets: Resets::default(),
+            applied: Applied::Known,
         }
     }
 
@@ -61,7 +90,7 @@ impl Words {
                 let name = memchr::memchr(0, frame.body).and_then(|end| frame.body.get(end + 1));
                 let unnamed = std::mem::take(&mut self.unnamed);
                 if name == Some(&0) {
-                    self.asked = self.asked.and(unnamed);
+                    self.ask(&unnamed);
                 }
             }
             _ => {}
@@ -79,20 +108,24 @@ impl Words {
     pub fn frame_ends(&mut self) -> Pins {
         let Some((tag, scanner)) = self.scanner.take() else { return Pins::default() };
         let found = scanner.finish();
-        if found.resets == Resets::All {
-            self.resets = Resets::All;
-        }
+        let ends = Ends { pins: found.releases, resets: found.resets, sets: found.sets };
         if tag == b'Q' {
-            self.asked = self.asked.and(found.releases);
+            self.ask(&ends);
             self.pin(found.pins);
             return Pins::default();
         }
-        self.unnamed = found.releases;
+        self.unnamed = ends;
         if self.mode == PoolMode::Session {
             // Every statement stays where it is, so when it runs makes no difference.
             self.pin(found.pins);
         }
         found.pins
+    }
+
+    /// A text was sent that ends this.
+    fn ask(&mut self, ends: &Ends) {
+        self.asked.join(ends);
+        ends.sets.iter().for_each(|set| self.ended.resets.remove(set.text()));
     }
 
     /// What runs from now on leaves this behind.
@@ -103,41 +136,65 @@ impl Words {
 
     /// The server has completed a command: only what it says has ended has ended.
     pub fn completed(&mut self, tag: &[u8]) {
-        let asked = |pins: &[Pin]| pins.iter().fold(Pins::default(), |all, pin| all.and(Pins::of(*pin)));
-        let ended = match tag.strip_suffix(&[0]).unwrap_or(tag) {
+        let these = |pins: &[Pin]| pins.iter().fold(Pins::default(), |all, pin| all.and(Pins::of(*pin)));
+        let tag = tag.strip_suffix(&[0]).unwrap_or(tag);
+        let pins = match tag {
             b"DISCARD ALL" => Pins::ALL.without(Pins::of(Pin::SessionMode)),
             b"DISCARD TEMP" => Pins::of(Pin::TempTable),
             b"CLOSE CURSOR ALL" => Pins::of(Pin::HoldableCursor),
-            b"DEALLOCATE ALL" => asked(&[Pin::SqlPrepare, Pin::PreparedStatement]),
-            b"UNLISTEN" => self.asked.within(Pins::of(Pin::Listen)),
-            b"RESET" => self.asked.within(asked(&[Pin::Setting, Pin::Role, Pin::SessionAuthorization])),
-            b"SELECT 1" => self.asked.within(Pins::of(Pin::AdvisoryLock)),
+            b"DEALLOCATE ALL" => these(&[Pin::SqlPrepare, Pin::PreparedStatement]),
+            b"UNLISTEN" => self.asked.pins.within(Pins::of(Pin::Listen)),
+            b"RESET" => self.asked.pins.within(these(&[Pin::Setting, Pin::Role, Pin::SessionAuthorization])),
+            b"SELECT 1" => self.asked.pins.within(Pins::of(Pin::AdvisoryLock)),
             // Perhaps of the very transaction that ended something.
-            b"ROLLBACK" => return self.released = Pins::default(),
+            b"ROLLBACK" => return self.doubt(),
+            b"SET" | b"DO" => Pins::default(),
             _ => return,
         };
-        self.released = self.released.and(ended);
+        let resets = match (tag, &self.asked.resets) {
+            (b"DISCARD ALL", _) => Resets::all(),
+            // By a statement whose text is not known any more.
+            (b"RESET", asked) if asked.is_empty() => Resets::all(),
+            (b"RESET" | b"SET" | b"DO", asked) => asked.clone(),
+            _ => Resets::default(),
+        };
+        self.ended.join(&Ends { pins, resets, sets: None });
     }
 
     /// The server has said an error: nothing has ended for certain.
     pub fn failed(&mut self) {
-        (self.asked, self.released) = Default::default();
+        self.asked = Ends::default();
+        self.doubt();
+    }
+
+    /// What has ended since the connection was quiet last may have been rolled back.
+    fn doubt(&mut self) {
+        if !std::mem::take(&mut self.ended).resets.is_empty() {
+            self.applied = Applied::Doubtful;
+        }
     }
 
     /// Nothing is owed and no transaction is open: what has ended has ended for good.
     pub fn settle(&mut self) {
-        self.pinned = self.pinned.without(self.released.without(self.fresh));
-        (self.fresh, self.asked, self.released) = Default::default();
+        let ended = std::mem::take(&mut self.ended);
+        self.pinned = self.pinned.without(ended.pins.without(self.fresh));
+        self.resets.join(&ended.resets);
+        (self.fresh, self.asked) = Default::default();
     }
 
-    /// Whether the client has set every parameter back to the server's default.
-    pub fn reset(&self) -> bool {
-        self.resets == Resets::All
+    /// Which parameters the client has set back to the server's default.
+    pub fn resets(&self) -> &Resets {
+        &self.resets
+    }
+
+    /// Whether it is uncertain what is set on the connection.
+    pub fn is_doubtful(&self) -> bool {
+        self.applied == Applied::Doubtful
     }
 
     /// The same, after the client's own parameters have been set again.
     pub fn restored(self) -> Self {
-        Self { resets: Resets::No, ..self }
+        Self { resets: Resets::default(), applied: Applied::Known, ..self }
     }
 
     /// Why the connection has to be kept; `None` if it has not.
@@ -242,6 +299,52 @@ mod tests {
         assert_eq!(words.pinned(), Some(Pin::Listen));
     }
 
+    /// Which parameters are set back for good, after these answers to these queries.
+    fn set_back(steps: &[(&str, &[&str])]) -> (Resets, bool) {
+        let mut words = words(PoolMode::Transaction);
+        for (sql, _) in steps {
+            send(&mut words, b'Q', sql.as_bytes());
+        }
+        for tag in steps.iter().flat_map(|(_, tags)| *tags) {
+            if *tag == "E" { words.failed() } else { words.completed(tag.as_bytes()) }
+        }
+        assert_eq!(words.resets(), &Resets::default(), "before the connection is quiet");
+        words.settle();
+        (words.resets().clone(), words.is_doubtful())
+    }
+
+    #[test]
+    fn a_reset_counts_when_the_server_says_so_and_for_good() {
+        let timezone = || Resets::Of(vec!["timezone".to_owned()]);
+        assert_eq!(set_back(&[("reset all", &["RESET"])]), (Resets::all(), false));
+        assert_eq!(set_back(&[("reset all", &["E"])]), (Resets::default(), false));
+        assert_eq!(set_back(&[("discard all", &["DISCARD ALL"])]), (Resets::all(), false));
+        assert_eq!(set_back(&[("begin", &["BEGIN"]), ("discard all", &["E"])]), (Resets::default(), false));
+        assert_eq!(set_back(&[("reset timezone", &["RESET"])]), (timezone(), false));
+        assert_eq!(set_back(&[("set timezone to default", &["SET"])]), (timezone(), false));
+        assert_eq!(set_back(&[("do $$ begin reset timezone; end $$", &["DO"])]), (timezone(), false));
+        assert_eq!(set_back(&[("execute something", &["RESET"])]), (Resets::all(), false));
+        let rolled_back: &[(&str, &[&str])] =
+            &[("begin", &["BEGIN"]), ("reset all", &["RESET"]), ("rollback", &["ROLLBACK"])];
+        assert_eq!(set_back(rolled_back), (Resets::default(), true));
+        let in_one: &[(&str, &[&str])] = &[("reset all; select 1/0", &["RESET", "E"])];
+        assert_eq!(set_back(in_one), (Resets::default(), true));
+        let pipelined: &[(&str, &[&str])] = &[("reset nonsense", &["E"]), ("reset timezone", &["RESET"])];
+        assert_eq!(set_back(pipelined), (Resets::all(), false), "which one it was is not known any more");
+    }
+
+    #[test]
+    fn a_parse_resets_nothing_before_it_is_bound() {
+        let mut words = words(PoolMode::Transaction);
+        send(&mut words, b'P', b"\0reset timezone\0\0\0");
+        words.settle();
+        assert_eq!(words.resets(), &Resets::default());
+        send(&mut words, b'B', b"\0\0\0\0\0\0");
+        words.completed(b"RESET\0");
+        words.settle();
+        assert_eq!(words.resets(), &Resets::Of(vec!["timezone".to_owned()]));
+    }
+
     #[test]
     fn what_was_sent_behind_a_release_stays() {
         let mut words = after(&["listen x"]);
@@ -314,7 +417,7 @@ mod tests {
             }
         }
         assert_eq!(seen, bytes.len(), "all of it has passed");
-        (words.pinned, words.asked)
+        (words.pinned, words.asked.pins)
     }
 
     proptest! {

@@ -8,6 +8,7 @@ pub mod pin;
 pub mod prepared;
 pub mod pulse;
 pub mod reply;
+pub mod scan;
 pub mod scram;
 pub mod startup;
 pub mod tags;

@@ -5,9 +5,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::frame::{Cut, Cutter, Direction, whole_frames};
-use super::pin::Scanner;
 use super::pulse::{Beat, Pulse};
 use super::reply::read_parameter_status;
+use super::scan::Scanner;
 use super::startup::{self, FirstPacket};
 use super::vars::Reported;
 

@@ -54,14 +54,103 @@ pub fn is_followed(name: &str) -> bool {
     FOLLOWED.contains(&name)
 }
 
-/// A client's parameters after RESET ALL: those it logged in with, and what it has set since then. The
-/// server went back to its own `defaults` (as it spells their names), where the client expects its own.
-pub fn after_reset(own: &Vars, reported: &Vars, defaults: &BTreeMap<String, String>) -> Vars {
+/// Parameters that statements set back to the server's default, by the first word of their lower-case names,
+/// which may be cut after [`Resets::CUT`] bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resets {
+    /// These.
+    Of(Vec<String>),
+    /// All but these, which were set since.
+    AllBut(Vec<String>),
+}
+
+impl Default for Resets {
+    fn default() -> Self {
+        Resets::Of(Vec::new())
+    }
+}
+
+impl Resets {
+    /// Names are told apart by this many bytes.
+    pub const CUT: usize = 32;
+    /// More names than this are all of them.
+    const MOST: usize = 16;
+
+    /// All of them.
+    pub const fn all() -> Self {
+        Resets::AllBut(Vec::new())
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        matches!(self, Resets::Of(names) if names.is_empty())
+    }
+
+    /// This one as well.
+    pub fn add(&mut self, name: &str) {
+        match self {
+            Resets::Of(names) if names.len() < Self::MOST => push(names, name),
+            Resets::Of(_) => *self = Resets::all(),
+            Resets::AllBut(names) => names.retain(|known| known != name),
+        }
+    }
+
+    /// It was set to something else since.
+    pub fn remove(&mut self, name: &str) {
+        match self {
+            Resets::Of(names) => names.retain(|known| known != name),
+            Resets::AllBut(names) if names.len() < Self::MOST => push(names, name),
+            Resets::AllBut(_) => {}
+        }
+    }
+
+    /// These as well, and later.
+    pub fn join(&mut self, later: &Resets) {
+        match later {
+            Resets::Of(names) => names.iter().for_each(|name| self.add(name)),
+            Resets::AllBut(_) => later.clone_into(self),
+        }
+    }
+
+    /// Whether a parameter is among them.
+    fn has(&self, name: &str) -> bool {
+        let first = name.split('.').next().unwrap_or(name);
+        let first = first.get(..Self::CUT).unwrap_or(first);
+        let is_in = |names: &[String]| names.iter().any(|known| known.eq_ignore_ascii_case(first));
+        match self {
+            Resets::Of(names) => is_in(names),
+            Resets::AllBut(names) => !is_in(names),
+        }
+    }
+}
+
+fn push(names: &mut Vec<String>, name: &str) {
+    if names.iter().all(|known| known != name) {
+        names.push(name.to_owned());
+    }
+}
+
+/// What is set on a connection of a client whose parameters were `vars`, after `resets` have come true.
+/// Of those that the server reports, `vars` knows already.
+pub fn after_reset(resets: &Resets, vars: &Vars, reported: Reported) -> Vars {
+    let stays = |name: &String| reported.has(name) || !resets.has(name);
+    vars.iter().filter(|(name, _)| stays(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// What a client expects to be set then: its `own`, with which it logged in, where the server went back to
+/// its `defaults` (as it spells their names). `left` is what [`after_reset`] says.
+pub fn expected(resets: &Resets, own: &Vars, left: &Vars, defaults: &BTreeMap<String, String>) -> Vars {
     let is_default = |name: &str, value: &str| {
         defaults.iter().any(|(known, default)| known.eq_ignore_ascii_case(name) && default == value)
     };
-    let set_since = reported.iter().filter(|(name, value)| is_followed(name) && !is_default(name, value));
-    own.iter().chain(set_since).map(|(name, value)| (name.clone(), value.clone())).collect()
+    let mut expected = left.clone();
+    for (name, value) in own.iter().filter(|(name, _)| resets.has(name)) {
+        // Another value was set after the reset.
+        if left.get(name).is_none_or(|now| is_default(name, now)) {
+            expected.insert(name.clone(), value.clone());
+        }
+    }
+    expected
 }
 
 /// The SQL that takes a connection on which `have` was set to one on which `want` is set; `None`
@@ -123,13 +212,44 @@ mod tests {
 
     #[test]
     fn a_reset_goes_back_to_what_the_client_logged_in_with() {
-        let own = vars(&[("search_path", "a"), ("timezone", "UTC")]);
-        let reported = vars(&[("datestyle", "German, DMY"), ("search_path", "a"), ("timezone", "Etc/UTC")]);
+        let own = vars(&[("search_path", "a"), ("timezone", "UTC"), ("work_mem", "6MB")]);
+        let now = vars(&[
+            ("datestyle", "German, DMY"),
+            ("search_path", "a"),
+            ("timezone", "Etc/UTC"),
+            ("work_mem", "6MB"),
+        ]);
         let defaults = vars(&[("DateStyle", "ISO, MDY"), ("TimeZone", "Etc/UTC")]);
+        let after = |resets: &Resets| {
+            let left = after_reset(resets, &now, Reported::default());
+            let expected = expected(resets, &own, &left, &defaults);
+            (left, expected)
+        };
+        let (left, all) = after(&Resets::all());
+        assert_eq!(left, vars(&[("datestyle", "German, DMY"), ("timezone", "Etc/UTC")]));
+        let back =
+            [("datestyle", "German, DMY"), ("search_path", "a"), ("timezone", "UTC"), ("work_mem", "6MB")];
+        assert_eq!(all, vars(&back));
+        // Of one parameter: only that one has to be set again.
+        let (left, one) = after(&Resets::Of(vec!["work_mem".to_owned()]));
+        assert_eq!(change(&left, &one).unwrap(), "SELECT pg_catalog.set_config('work_mem','6MB',false)");
+        // What was set after the reset stays, also if nobody reports it.
+        let mut but_one = Resets::all();
+        but_one.remove("work_mem");
+        let (left, others) = after(&but_one);
         assert_eq!(
-            after_reset(&own, &reported, &defaults),
-            vars(&[("datestyle", "German, DMY"), ("search_path", "a"), ("timezone", "UTC")])
+            (left.get("work_mem"), others.get("work_mem")),
+            (now.get("work_mem"), now.get("work_mem"))
         );
+        let (_, other) = after(&Resets::Of(vec!["datestyle".to_owned()]));
+        assert_eq!(other, now);
+    }
+
+    #[test]
+    fn a_long_name_and_one_with_a_dot_are_known_by_their_beginning() {
+        let resets = Resets::Of(vec!["idle_in_transaction_session_time".to_owned(), "my".to_owned()]);
+        assert!(resets.has("idle_in_transaction_session_timeout") && resets.has("my.own"));
+        assert!(!resets.has("idle_session_timeout") && !resets.has("mine.own"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::support::raw::{self, Raw, tags};
-use crate::support::{Leash, Mode, Server, Session, eventually, finish, in_both_modes, sqlstate};
+use crate::support::{Endpoint, Leash, Mode, Server, Session, eventually, finish, in_both_modes, sqlstate};
 
 in_both_modes! {
     an_exhausted_pool_says_who_holds_it,
@@ -547,6 +547,111 @@ async fn a_reset_of_a_kept_connection_goes_back_to_the_login() {
         assert_eq!(client.one("SELECT pg_backend_pid()").await, backend);
         client.query("NOTIFY jobs").await;
         client.close().await;
+        finish(leash, &database).await;
+    }
+}
+
+/// A client that logs in with settings of its own, and what it has been told of them.
+struct Setter {
+    client: Raw,
+    told: std::collections::BTreeMap<String, String>,
+}
+
+impl Setter {
+    async fn login(endpoint: &Endpoint) -> Setter {
+        let mut client = Raw::connect(endpoint.port).await;
+        let options = "-c work_mem=6MB -c search_path=mine -c TimeZone=Europe/Berlin";
+        let mut startup = vec![("user", endpoint.user.as_str()), ("database", &endpoint.database)];
+        startup.extend([("application_name", "setter"), ("DateStyle", "German"), ("options", options)]);
+        client.startup(raw::PROTOCOL_3_0, &startup).await;
+        let frames = client.until_ready().await;
+        client.learn(&frames);
+        let told = client.parameters.iter().cloned().collect();
+        Setter { client, told }
+    }
+
+    async fn query(&mut self, sql: &str) -> Vec<raw::Frame> {
+        let frames = self.client.query(sql).await;
+        for frame in frames.iter().filter(|frame| frame.tag == 'S') {
+            let texts: Vec<_> = frame.body.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+            self.told.insert(texts[0].to_string(), texts[1].to_string());
+        }
+        frames
+    }
+
+    /// What is set, as the server says, and what the client has been told.
+    async fn settings(&mut self) -> Vec<Option<String>> {
+        let names = ["DateStyle", "TimeZone", "application_name", "work_mem", "search_path", "IntervalStyle"];
+        let shown = names.map(|name| format!("current_setting('{name}')")).join(",");
+        let row = self.query(&format!("SELECT {shown}")).await.iter().find(|frame| frame.tag == 'D').cloned();
+        let told = ["DateStyle", "TimeZone", "application_name"].map(|name| self.told.get(name).cloned());
+        [row.unwrap().columns(), told.to_vec()].concat()
+    }
+}
+
+/// RESET and its like count when the server has done them, and for good; and go back to the login.
+#[tokio::test]
+async fn what_is_reset_is_what_a_server_of_its_own_would_reset() {
+    let steps = [
+        "SET DateStyle = 'ISO'",
+        "RESET DateStyle",
+        "SET TIME ZONE 'Asia/Tokyo'; SET IntervalStyle = 'iso_8601'",
+        "SET TIME ZONE DEFAULT",
+        "SET application_name = 'other'; SET DateStyle = 'SQL'",
+        "SET application_name TO DEFAULT",
+        "RESET nonsense",
+        "BEGIN; RESET DateStyle; ROLLBACK",
+        "BEGIN; RESET ALL; ROLLBACK",
+        "RESET ALL; SELECT 1/0",
+        "BEGIN; RESET ALL; SELECT 1/0",
+        "ROLLBACK",
+        "BEGIN; DISCARD ALL",
+        "ROLLBACK",
+        "BEGIN; RESET DateStyle; COMMIT",
+        "SET DateStyle = 'SQL'",
+        "DO $$ BEGIN RESET DateStyle; END $$",
+        "RESET work_mem",
+        "BEGIN; SET work_mem = '9MB'; ROLLBACK",
+        "SET work_mem = '9MB'",
+        "RESET DateStyle",
+        "SET work_mem TO DEFAULT",
+        "RESET ALL; SET work_mem = '8MB'; SET TimeZone = 'UTC'",
+        "BEGIN; RESET work_mem",
+        "SET work_mem = '10MB'",
+        "COMMIT",
+        "RESET ALL",
+        "SET search_path = elsewhere; SET DateStyle = 'ISO'",
+        "DISCARD ALL",
+    ];
+    for (mode, begins) in [
+        (Mode::Transaction, "SELECT 1"),
+        (Mode::Transaction, "CREATE TEMP TABLE kept ()"),
+        (Mode::Session, "SELECT 1"),
+    ] {
+        let database = Server::shared().database().await;
+        let leash = Leash::on(&database).mode(mode).set("pool.size", 2).start().await;
+        let mut direct = Setter::login(&database.direct()).await;
+        let mut through = Setter::login(&leash.endpoint()).await;
+        let mut other = leash.endpoint().raw("other").await;
+        for step in [begins].iter().chain(&steps) {
+            let (want, heard) = (direct.query(step).await, through.query(step).await);
+            let status = |frames: &[raw::Frame]| frames.last().unwrap().body.clone();
+            assert_eq!(status(&heard), status(&want), "{step}, in {mode:?}");
+            // In a transaction the server's own defaults are seen, until its end.
+            if status(&want)[..] == *b"I" {
+                let clock =
+                    other.one("SELECT current_setting('DateStyle') || current_setting('work_mem')").await;
+                assert_eq!(clock, "ISO, MDY4MB", "nobody else has heard of {step}");
+                assert_eq!(
+                    through.settings().await,
+                    direct.settings().await,
+                    "{begins}, {step}, in {mode:?}"
+                );
+            }
+        }
+        for client in [direct.client, through.client, other] {
+            client.close().await;
+        }
         finish(leash, &database).await;
     }
 }
