@@ -58,7 +58,7 @@ deny:
 advisories:
     cargo deny --locked check advisories
 
-# a fuzz target (first_packets, frames, statements) until it finds something; needs cargo-fuzz
+# a fuzz target (first_packets, frames, prepared, statements) until it finds something; needs cargo-fuzz
 fuzz target *args:
     mkdir -p fuzz/target/found/{{ target }}
     RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir fuzz --sanitizer none {{ target }} fuzz/target/found/{{ target }} fuzz/corpus/{{ target }} -- {{ args }}

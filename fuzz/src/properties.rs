@@ -3,7 +3,9 @@
 
 use super::fingerprint;
 use super::wire::frame::{Cut, Cutter, Direction, FrameError, HEADER, whole_frames};
-use super::wire::pulse::Pulse;
+use super::wire::pin::Pins;
+use super::wire::prepared::{Down, Names, Prepared, Up};
+use super::wire::pulse::{Pulse, Whose};
 use super::wire::reply::{self, SqlState};
 use super::wire::scan::Scanner;
 use super::wire::startup::{self, FirstPacket, MAX_FIRST_PACKET};
@@ -147,6 +149,142 @@ impl Ear {
             assert!((1..=self.buffer.len()).contains(&taken), "{taken} of {}", self.buffer.len());
             self.buffer.drain(..taken);
         }
+    }
+}
+
+/// Prepared statements of one client on one server connection, as a relay passes them: the script is as that
+/// of [`frames`]. Whatever both sides say, what goes on is whole frames both ways, and no queue grows beyond
+/// its bound.
+pub fn prepared(script: &[u8]) {
+    let mut relay = Renaming::default();
+    let mut script = script;
+    while let Some((&turn, rest)) = script.split_first() {
+        let (said, rest) = rest.split_at(usize::from(turn & 0x7f).min(rest.len()));
+        script = rest;
+        let side = usize::from(turn >> 7);
+        relay.heard[side].extend_from_slice(said);
+        if relay.pass(side).is_none() {
+            return;
+        }
+        for (direction, at) in [(Direction::Frontend, 0), (Direction::Backend, 1)] {
+            if relay.cutters[at].at_boundary() {
+                let told = &relay.told[at];
+                assert_eq!(whole_frames(direction, told, |_| {}), Ok(told.len()), "half a frame goes on");
+            }
+        }
+    }
+    relay.prepared.settle();
+    relay.prepared.begin(&mut relay.names);
+}
+
+/// Both directions of a relay that renames statements: from the client, and from the server.
+struct Renaming {
+    names: Names,
+    prepared: Prepared,
+    pulse: Pulse,
+    cutters: [Cutter; 2],
+    heard: [Vec<u8>; 2],
+    told: [Vec<u8>; 2],
+    sending: u8,
+}
+
+impl Default for Renaming {
+    fn default() -> Self {
+        let (mut names, mut prepared) = (Names::default(), Prepared::default());
+        prepared.begin(&mut names);
+        Self {
+            names,
+            prepared,
+            pulse: Pulse::new(),
+            cutters: [Cutter::new(Direction::Frontend), Cutter::new(Direction::Backend)],
+            heard: Default::default(),
+            told: Default::default(),
+            sending: 0,
+        }
+    }
+}
+
+impl Renaming {
+    /// Passes what has been heard; `None` when the session ends.
+    fn pass(&mut self, side: usize) -> Option<()> {
+        if side == 1 {
+            self.pass_down()?;
+        }
+        self.pass_up()?;
+        if self.cutters[0].at_boundary()
+            && let Some(closes) = self.pulse.asks()
+        {
+            self.told[0].extend(reply::whose_turn(closes));
+        }
+        (!self.pulse.is_lost()).then_some(())
+    }
+
+    fn pass_up(&mut self) -> Option<()> {
+        let Self { names, prepared, pulse, sending, .. } = self;
+        let (cutter, heard, told) = (&mut self.cutters[0], &mut self.heard[0], &mut self.told[0]);
+        while !pulse.is_full() && !prepared.is_full() && !pulse.holds() {
+            let place = cutter.clone();
+            let (dropped, taken) = match cutter.next(heard, false, Prepared::wanted_up).ok()? {
+                Cut::More => break,
+                Cut::Body(piece, taken) => {
+                    prepared.up_body(piece);
+                    (0, taken)
+                }
+                Cut::Frame(frame, taken) => {
+                    *sending = frame.tag;
+                    let fate = prepared.up(frame, names, pulse);
+                    told.append(prepared.out());
+                    match fate {
+                        Up::Wait => {
+                            *cutter = place;
+                            break;
+                        }
+                        Up::TooLong => return None,
+                        Up::Pass | Up::Renamed(_) => pulse.begun(*sending),
+                    }
+                    (if let Up::Renamed(bytes) = fate { bytes } else { 0 }, taken)
+                }
+            };
+            assert!(dropped <= taken, "more is replaced than there was");
+            told.extend(heard.drain(..taken).skip(dropped));
+            if cutter.at_boundary() {
+                pulse.sent(*sending);
+                prepared.up_ends(Pins::default(), pulse);
+                told.append(prepared.out());
+            }
+        }
+        Some(())
+    }
+
+    fn pass_down(&mut self) -> Option<()> {
+        let Self { names, prepared, pulse, .. } = self;
+        let (cutter, heard, told) = (&mut self.cutters[1], &mut self.heard[1], &mut self.told[1]);
+        let want = |tag| if tag == b'Z' { 1 } else { Prepared::wanted_down(tag) };
+        while !pulse.is_lost() {
+            let (fate, taken) = match cutter.next(heard, false, want).ok()? {
+                Cut::More => break,
+                Cut::Body(piece, taken) => (prepared.down_body(piece), taken),
+                Cut::Frame(frame, taken) => match pulse.hears(frame.tag, frame.body.first().copied()) {
+                    // Neither of the two has a body that may come later.
+                    Whose::Ours if !frame.is_whole() => return None,
+                    Whose::Ours => (Down::Drop, taken),
+                    Whose::Client(_) => {
+                        pulse.received(frame.tag, frame.body.first().copied());
+                        (prepared.down(frame, names), taken)
+                    }
+                },
+            };
+            let passed = heard.drain(..taken);
+            match fate {
+                Down::Pass => told.extend(passed),
+                Down::Drop => {}
+                Down::Instead(frames) => told.extend(frames),
+            }
+            if cutter.at_boundary() {
+                prepared.down_ends(names);
+            }
+        }
+        Some(())
     }
 }
 

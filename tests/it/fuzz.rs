@@ -24,6 +24,11 @@ fn frames() {
 }
 
 #[test]
+fn prepared() {
+    hold("prepared", properties::prepared);
+}
+
+#[test]
 fn statements() {
     hold("statements", properties::statements);
 }
@@ -32,8 +37,8 @@ fn statements() {
 #[test]
 fn no_target_is_forgotten() {
     let targets = names(Path::new("fuzz/fuzz_targets"));
-    assert_eq!(targets, ["first_packets.rs", "frames.rs", "statements.rs"]);
-    assert_eq!(names(Path::new("fuzz/corpus")), ["first_packets", "frames", "statements"]);
+    assert_eq!(targets, ["first_packets.rs", "frames.rs", "prepared.rs", "statements.rs"]);
+    assert_eq!(names(Path::new("fuzz/corpus")), ["first_packets", "frames", "prepared", "statements"]);
 }
 
 /// The property holds for the corpus, and for what is like it.
