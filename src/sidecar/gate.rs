@@ -29,9 +29,10 @@ use super::Hub;
 use super::auth::Origin;
 use super::cancel::CancelKey;
 use super::entry::{first_packet, prove};
+use super::farewell::{draining, refusal};
 use super::pipe::Pipe;
 use super::reader::Reader;
-use super::session::{Place, Session, Shared, draining, refusal};
+use super::session::{Place, Session, Shared};
 
 /// How long a client may take to say who it is, and to prove it.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -23,8 +23,8 @@ use crate::wire::vars::Vars;
 
 use super::auth::Credentials;
 use super::cancel::{CancelKey, Desk, Turn};
+use super::ending::Orders;
 use super::places::{Places, Taken};
-use super::relay::Orders;
 use super::session::Shared;
 use super::{RunError, target};
 

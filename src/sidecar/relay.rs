@@ -7,7 +7,6 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,77 +19,16 @@ use crate::ids::Moment;
 use crate::policy::PoolMode;
 use crate::switch::{Io, Wire};
 use crate::wire::frame::{Cut, Direction, Frame, FrameError};
-use crate::wire::pin::Pin;
 use crate::wire::prepared::{Down, Names, Prepared, Up};
 use crate::wire::pulse::{Beat, Pulse, Whose};
 use crate::wire::reply::{self, read_parameter_status};
 use crate::wire::vars::{self, Vars};
 
+use super::ending::{End, Ended, News, Orders};
 use super::pipe::Pipe;
 use super::reader::{Reader, Said};
 use super::session::Shared;
 use super::words::Words;
-
-/// What others may tell a session to do.
-#[derive(Debug, Default)]
-pub struct Orders(AtomicU8);
-
-impl Orders {
-    /// Leave at the next quiet moment.
-    pub fn drain(&self) {
-        self.0.fetch_max(1, Ordering::AcqRel);
-    }
-
-    /// Leave now.
-    pub fn cut(&self) {
-        self.0.fetch_max(2, Ordering::AcqRel);
-    }
-
-    /// Whether it was told to leave.
-    pub fn is_draining(&self) -> bool {
-        self.0.load(Ordering::Acquire) >= 1
-    }
-
-    /// Whether it was told to leave now.
-    pub fn is_cut(&self) -> bool {
-        self.0.load(Ordering::Acquire) >= 2
-    }
-}
-
-/// What the ledger is told while a checkout is out.
-#[derive(Debug)]
-pub enum News {
-    /// The connection stays with its client, for this reason.
-    Pinned(Pin),
-    /// The client has said this of its work.
-    Said(Said),
-}
-
-/// Why a relay ended.
-#[derive(Debug, PartialEq, Eq)]
-pub enum End {
-    /// The transaction is over and nothing keeps the connection.
-    Quiet,
-    /// The client keeps the connection, and has set parameters back to the server's defaults: those that
-    /// it logged in with have to be set again, as a server of its own would.
-    Reset,
-    /// The client said Terminate.
-    Goodbye,
-    /// The client's socket is gone.
-    ClientGone,
-    /// The server's socket is gone. True if its last word said so.
-    ServerGone(bool),
-    /// The keeper has taken the connection.
-    Taken,
-    /// The session was told to leave, and the moment is quiet.
-    Drained,
-    /// The session was told to leave at once.
-    Cut,
-    /// The client broke the protocol.
-    Violation(FrameError),
-    /// It cannot be told any more what the server answers.
-    Lost,
-}
 
 /// Whether anybody is there to hear the answers.
 enum Presence {
@@ -516,19 +454,6 @@ impl<'a> Relay<'a> {
         self.published = phase;
         self.tether.activity.publish(phase, now).map_err(|_| End::Taken)
     }
-}
-
-/// How a relay left things.
-#[derive(Debug)]
-pub struct Ended {
-    /// Why it ended.
-    pub end: End,
-    /// Whether the client may be told something: it has not been sent half a frame.
-    pub client_at_boundary: bool,
-    /// Whether the server may be sent something: it has not been sent half a frame.
-    pub server_at_boundary: bool,
-    /// What the client's statements have left behind.
-    pub words: Words,
 }
 
 const fn phase_of(beat: Beat) -> Phase {

@@ -10,12 +10,11 @@ use tokio::io::AsyncWriteExt;
 use crate::checkout::Checkout;
 use crate::clock;
 use crate::conn::{ServerConn, Tether};
-use crate::dial::is_unreachable;
 use crate::event::{CloseReason, Event, Evidence, Reason, Refusal, Resolution};
 use crate::ids::{Holder, Moment, SessionId};
 use crate::janitor::Plan;
 use crate::policy::{Policy, PoolMode};
-use crate::pool::{CheckoutError, WatchedPool, describe};
+use crate::pool::{CheckoutError, WatchedPool};
 use crate::switch::{Io, Wire};
 use crate::wire::frame::Direction;
 use crate::wire::prepared::Names;
@@ -25,9 +24,11 @@ use crate::wire::vars::{self, Vars};
 
 use super::Hub;
 use super::cancel::{CancelKey, Turn};
+use super::ending::{End, Ended, News, Orders};
+use super::farewell::{Asked, draining, lost, reclaimed, refusal};
 use super::pipe::Pipe;
 use super::reader::{Reader, Said};
-use super::relay::{End, Ended, News, Orders, Relay, wanted_up};
+use super::relay::{Relay, wanted_up};
 use super::words::Words;
 
 /// What the rest of the process can reach of a session.
@@ -429,76 +430,4 @@ fn plan_for(beat: Beat, server_at_boundary: bool) -> Plan {
         Beat::InFlight => Plan::Cancel,
         Beat::AwaitsClient => Plan::Close,
     }
-}
-
-/// What a client is told that gets no connection: the server's own words if it had any.
-pub fn refusal(error: &CheckoutError) -> Vec<u8> {
-    let said = error.to_string();
-    match error {
-        CheckoutError::Exhausted(_) => reply::fatal(
-            SqlState::TooManyConnections,
-            &said,
-            Some("The holders are listed on the admin page and at /api/v1/snapshot."),
-        ),
-        CheckoutError::Upstream(error) => refused_by_server(error),
-        CheckoutError::Unreachable(_) => unreachable(&said),
-        CheckoutError::Paused(_) => {
-            reply::fatal(SqlState::CannotConnectNow, &said, Some("Whoever paused it has to resume it."))
-        }
-        CheckoutError::Stalled => reply::fatal(SqlState::ConnectionFailure, &said, None),
-        CheckoutError::Closed => draining(),
-    }
-}
-
-fn refused_by_server(error: &tokio_postgres::Error) -> Vec<u8> {
-    match error.as_db_error() {
-        Some(db) => reply::fatal_from_server(db.code().code(), db.message(), db.detail(), db.hint()),
-        None if !is_unreachable(error) => reply::fatal(
-            SqlState::InvalidPassword,
-            &format!("upstream server did not let pgleash in: {}", describe(error)),
-            Some("pgleash has a password for the user of upstream.url only."),
-        ),
-        None => unreachable(&format!("upstream server is unreachable: {}", describe(error))),
-    }
-}
-
-fn unreachable(said: &str) -> Vec<u8> {
-    let hint = "Check upstream.url and the server; pgleash check tells more.";
-    reply::fatal(SqlState::ConnectionFailure, said, Some(hint))
-}
-
-/// What every client is told while pgleash drains.
-pub fn draining() -> Vec<u8> {
-    reply::fatal(SqlState::AdminShutdown, "terminating connection: pgleash is draining", None)
-}
-
-fn lost() -> Vec<u8> {
-    reply::fatal(SqlState::ConnectionFailure, "the upstream server closed the connection unexpectedly", None)
-}
-
-/// Who asked for a reclaim.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    ByLimit,
-    ByHand,
-}
-
-fn reclaimed(reason: Reason, asked: Asked) -> Vec<u8> {
-    let (state, message) = match reason {
-        Reason::IdleSession => {
-            (SqlState::IdleSessionTimeout, "idle session held for longer than leaks.idle_session")
-        }
-        Reason::ProtocolWedge => {
-            (SqlState::ProtocolViolation, "the server waited in mid-protocol for the client")
-        }
-        _ => (
-            SqlState::IdleInTransactionTimeout,
-            "idle in transaction for longer than leaks.idle_in_transaction",
-        ),
-    };
-    let message = if asked == Asked::ByHand { "an administrator asked for it" } else { message };
-    let message = format!("terminating connection: taken back by pgleash, {message}");
-    let hint = "The transaction, if any, was rolled back. Look for a code path that does not return its \
-                connection.";
-    reply::fatal(state, &message, Some(hint))
 }

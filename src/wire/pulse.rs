@@ -79,7 +79,7 @@ impl Pulse {
     pub fn begun(&mut self, tag: u8) {
         if matches!(tag, b'Q' | b'F' | b'P' | b'B' | b'C' | b'D' | b'E') {
             self.frame = Half::Sent;
-            self.doubt.sent(self.skipping);
+            self.doubt.sent(self.skipping, self.done);
             if self.copy == Copy::Taking {
                 self.doubt.strayed();
             }

@@ -61,6 +61,8 @@ pub enum Whose {
 impl Doubt {
     /// More Closes than this in one question are not asked.
     const MOST: u32 = 1000;
+    /// With so many burdened commands those that are over are forgotten.
+    const ENOUGH: usize = 64;
 
     /// The client sent a Close.
     pub fn close_sent(&mut self) {
@@ -71,9 +73,12 @@ impl Doubt {
     }
 
     /// The client sent something that the server does not ignore in COPY. `skipping` if it is taken for
-    /// skipped.
-    pub fn sent(&mut self, skipping: bool) {
+    /// skipped. This many commands are over.
+    pub fn sent(&mut self, skipping: bool, done: u64) {
         if let Some(command) = self.ended.take() {
+            if self.burdened.len() >= Self::ENOUGH {
+                self.burdened.retain(|burdened| *burdened > done);
+            }
             self.burdened(command);
         }
         if skipping && self.maybe > 0 && self.guess != Guess::Wrong {
