@@ -1,5 +1,7 @@
 //! One client's life: wait for a statement, borrow a connection, relay, give it back. Floor 4.
 
+mod parameters;
+
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -13,14 +15,14 @@ use crate::conn::{ServerConn, Tether};
 use crate::event::{CloseReason, Event, Evidence, Reason, Refusal, Resolution};
 use crate::ids::{Holder, Moment, SessionId};
 use crate::janitor::Plan;
-use crate::policy::{Policy, PoolMode};
+use crate::policy::PoolMode;
 use crate::pool::{CheckoutError, WatchedPool};
 use crate::switch::{Io, Wire};
 use crate::wire::frame::Direction;
 use crate::wire::prepared::Names;
 use crate::wire::pulse::Beat;
 use crate::wire::reply::{self, SqlState};
-use crate::wire::vars::{self, Vars};
+use crate::wire::vars::Vars;
 
 use super::Hub;
 use super::cancel::{CancelKey, Turn};
@@ -30,6 +32,7 @@ use super::pipe::Pipe;
 use super::reader::{Reader, Said};
 use super::relay::{Relay, wanted_up};
 use super::words::Words;
+use parameters::set_parameters;
 
 /// What the rest of the process can reach of a session.
 pub struct Shared {
@@ -210,36 +213,6 @@ impl Session {
         ended
     }
 
-    /// What is set on the connection now, and what the client expects to be set.
-    fn settle_parameters(&mut self, conn: &ServerConn, words: &Words) {
-        let resets = words.resets();
-        if resets.is_empty() {
-            conn.set_applied(&self.vars);
-        } else {
-            let left = Arc::new(vars::after_reset(resets, &self.vars, conn.reported));
-            let expected = vars::expected(resets, &self.own, &left, &conn.parameters);
-            conn.set_applied(&left);
-            self.tell_changes(conn, &expected);
-            self.vars = self.hub.shared_vars(expected);
-        }
-        // A client that keeps the connection also keeps what else it has set there.
-        if words.is_doubtful() && words.pinned().is_none() {
-            conn.forget_applied();
-        }
-    }
-
-    /// The client was told of the server's defaults; with its next answer it is told of its own values.
-    fn tell_changes(&mut self, conn: &ServerConn, expected: &Vars) {
-        for (name, default) in &conn.parameters {
-            let key = name.to_ascii_lowercase();
-            if let Some(value) = expected.get(&key).filter(|value| self.vars.get(&key) != Some(value)) {
-                let spelling = (name.clone(), value.clone(), default.clone());
-                let spelled = self.hub.spelling(&spelling);
-                reply::parameter_status(&mut self.news, name, spelled.as_ref().unwrap_or(value));
-            }
-        }
-    }
-
     /// The client's last checkout ends, for any reason but a reclaim.
     async fn part(&mut self, checkout: Checkout, wire: Box<Wire>, ended: Ended) {
         if self.shared.tether.activity.finish().is_err() {
@@ -361,18 +334,6 @@ fn tell(checkout: &Checkout, news: News) {
         News::Said(Said::Route(route)) => checkout.routed(&route),
         News::Said(Said::Hold(length)) => checkout.declared(length),
     }
-}
-
-/// Sets a client's parameters on a connection whose wire is at home, if they are not.
-async fn set_parameters(checkout: &Checkout, vars: &Arc<Vars>) -> Result<(), CheckoutError> {
-    let Some(sql) = checkout.conn().change_to(vars) else { return Ok(()) };
-    let setting = tokio::time::timeout(Policy::RESET_DEADLINE, checkout.client().batch_execute(&sql));
-    match setting.await {
-        Ok(Ok(())) => checkout.conn().set_applied(vars),
-        Ok(Err(error)) => return Err(CheckoutError::Upstream(error)),
-        Err(_) => return Err(CheckoutError::Stalled),
-    }
-    Ok(())
 }
 
 /// A client's next word.

@@ -1,0 +1,196 @@
+//! What a relay sees in the frames that pass, both ways. Floor 4.
+
+use std::sync::Arc;
+
+use crate::switch::Wire;
+use crate::wire::frame::{Cut, Frame, FrameError};
+use crate::wire::prepared::{Down, Names, Prepared, Up};
+use crate::wire::pulse::{Pulse, Whose};
+use crate::wire::reply::{self, read_parameter_status};
+use crate::wire::vars::{self, Vars};
+
+use super::super::ending::End;
+use super::{Presence, Relay, wanted_up};
+
+impl Relay<'_> {
+    /// Asks the server, if need be, which Syncs it has answered; whether it has been asked.
+    pub(super) fn clear_up(&mut self) -> Result<bool, End> {
+        if self.wire.pulse.is_lost() {
+            return Err(End::Lost);
+        }
+        if !self.wire.pulse.holds() || !self.up.ends_frame() {
+            return Ok(false);
+        }
+        let Some(closes) = self.wire.pulse.asks() else { return Ok(false) };
+        self.up.put(&mut reply::whose_turn(closes));
+        Ok(true)
+    }
+
+    /// Looks at what the client sent, up to what may go on.
+    pub(super) fn walk_up(&mut self) -> Result<(), End> {
+        let Self { up, wire, words, names, sending, reader, said, tether, .. } = self;
+        let Wire { pulse, prepared, .. } = &mut **wire;
+        while !pulse.is_full() && !prepared.is_full() && !pulse.holds() {
+            let place = up.place();
+            let taken = match up.next(|tag| wanted_up(words.mode(), tag)).map_err(End::Violation)? {
+                Cut::More => break,
+                Cut::Frame(frame, _) if frame.tag == b'X' => {
+                    self.presence = Presence::Leaving(None);
+                    break;
+                }
+                Cut::Frame(frame, taken) => {
+                    *sending = frame.tag;
+                    let fate = names.as_mut().map_or(Up::Pass, |names| prepared.up(frame, names, pulse));
+                    if fate != Up::Wait {
+                        pulse.begun(frame.tag);
+                        words.frame(frame);
+                        reader.frame(frame.tag, frame.body);
+                    }
+                    up.put(prepared.out());
+                    match fate {
+                        Up::Pass => taken,
+                        Up::Renamed(bytes) => {
+                            up.drop_next(bytes);
+                            taken - bytes
+                        }
+                        Up::Wait => {
+                            up.back_to(place);
+                            break;
+                        }
+                        Up::TooLong => return Err(End::Violation(long_name(*sending))),
+                    }
+                }
+                Cut::Body(piece, taken) => {
+                    words.body(piece);
+                    reader.body(piece);
+                    prepared.up_body(piece);
+                    taken
+                }
+            };
+            up.clear(taken);
+            // Until its last byte the server has nothing to do: it waits for the client.
+            if up.ends_frame() {
+                pulse.sent(*sending);
+                let found = words.frame_ends();
+                said.extend(reader.frame_ends(*sending, &tether.activity).into_iter().flatten());
+                if names.is_some() {
+                    prepared.up_ends(found, pulse);
+                    up.put(prepared.out());
+                    words.pin(prepared.take_pins());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what the server sent. All of it may go on, but for a frame that is needed whole, and for
+    /// what the client did not ask for.
+    pub(super) fn walk_down(&mut self) -> Result<(), FrameError> {
+        let Self { down, wire, words, names, vars, last_was_fatal, .. } = self;
+        let Wire { pulse, prepared, .. } = &mut **wire;
+        while !pulse.is_lost() {
+            let shared = names.is_some();
+            let mut late = Vec::new();
+            let (fate, taken) = match down.next(|tag| wanted_from_server(shared, tag))? {
+                Cut::More => return Ok(()),
+                Cut::Frame(frame, taken) => match pulse.hears(frame.tag, frame.body.first().copied()) {
+                    Whose::Ours => {
+                        if frame.tag == b'Z' {
+                            prepared.settle();
+                        }
+                        down.drop_next(taken);
+                        continue;
+                    }
+                    Whose::Client(closes) => {
+                        late = give_back(closes, pulse, prepared, names.as_deref_mut());
+                        pulse.received(frame.tag, frame.body.first().copied());
+                        *last_was_fatal = frame.tag == b'E' && is_fatal(frame.body);
+                        match frame.tag {
+                            b'S' => follow(vars, frame.body),
+                            b'C' => words.completed(frame.body),
+                            b'E' => words.failed(),
+                            _ => {}
+                        }
+                        (names.as_mut().map_or(Down::Pass, |names| prepared.down(frame, names)), taken)
+                    }
+                },
+                Cut::Body(piece, taken) if shared => (prepared.down_body(piece), taken),
+                Cut::Body(_, taken) => (Down::Pass, taken),
+            };
+            down.put(&mut late);
+            match fate {
+                Down::Pass => down.clear(taken),
+                Down::Drop => down.drop_next(taken),
+                Down::Instead(mut frames) => {
+                    down.drop_next(taken);
+                    down.put(&mut frames);
+                }
+            }
+            if let Some(names) = names
+                && down.ends_frame()
+            {
+                prepared.down_ends(names);
+                words.pin(prepared.take_pins());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// CloseCompletes that were taken for answers to a question of ours are the client's.
+fn give_back(
+    closes: u32,
+    pulse: &mut Pulse,
+    prepared: &mut Prepared,
+    mut names: Option<&mut Names>,
+) -> Vec<u8> {
+    let frame = Frame { tag: b'3', body_len: 0, body: &[] };
+    let mut out = Vec::new();
+    for _ in 0..closes {
+        pulse.received(frame.tag, None);
+        let fate = names.as_deref_mut().map_or(Down::Pass, |names| {
+            let fate = prepared.down(frame, names);
+            prepared.down_ends(names);
+            fate
+        });
+        if fate == Down::Pass {
+            reply::close_complete(&mut out);
+        }
+    }
+    out
+}
+
+/// Body bytes of an ErrorResponse in which its severity stands: it comes first, in words and in code.
+const SEVERITY: usize = 64;
+
+/// Whether an ErrorResponse ends the connection ("Error and Notice Message Fields").
+fn is_fatal(body: &[u8]) -> bool {
+    let fields = &body[..body.len().min(SEVERITY)];
+    fields.split(|byte| *byte == 0).any(|field| matches!(field, b"VFATAL" | b"VPANIC"))
+}
+
+/// The same for a server's frame.
+const fn wanted_from_server(shared: bool, tag: u8) -> usize {
+    match tag {
+        b'Z' => 1,
+        b'E' if shared => Prepared::wanted_down(tag),
+        b'E' => SEVERITY,
+        b'S' => usize::MAX,
+        b'C' => 64,
+        _ if shared => Prepared::wanted_down(tag),
+        _ => 0,
+    }
+}
+
+const fn long_name(tag: u8) -> FrameError {
+    FrameError::LongName { tag, limit: Prepared::NAMES }
+}
+
+/// Keeps the client's parameters true to a ParameterStatus.
+fn follow(vars: &mut Arc<Vars>, body: &[u8]) {
+    let Some((name, value)) = read_parameter_status(body) else { return };
+    let name = name.to_ascii_lowercase();
+    if vars::is_followed(&name) && vars.get(&name).map(String::as_str) != Some(value) {
+        Arc::make_mut(vars).insert(name, value.to_owned());
+    }
+}

@@ -1,0 +1,57 @@
+//! A client's run-time parameters on the connection that it has. Floor 4.
+
+use std::sync::Arc;
+
+use crate::checkout::Checkout;
+use crate::conn::ServerConn;
+use crate::policy::Policy;
+use crate::pool::CheckoutError;
+use crate::wire::reply;
+use crate::wire::vars::{self, Vars};
+
+use super::super::words::Words;
+use super::Session;
+
+impl Session {
+    /// What is set on the connection now, and what the client expects to be set.
+    pub(super) fn settle_parameters(&mut self, conn: &ServerConn, words: &Words) {
+        let resets = words.resets();
+        if resets.is_empty() {
+            conn.set_applied(&self.vars);
+        } else {
+            let left = Arc::new(vars::after_reset(resets, &self.vars, conn.reported));
+            let expected = vars::expected(resets, &self.own, &left, &conn.parameters);
+            conn.set_applied(&left);
+            self.tell_changes(conn, &expected);
+            self.vars = self.hub.shared_vars(expected);
+        }
+        // A client that keeps the connection also keeps what else it has set there.
+        if words.is_doubtful() && words.pinned().is_none() {
+            conn.forget_applied();
+        }
+    }
+
+    /// The client was told of the server's defaults; with its next answer it is told of its own values.
+    pub(super) fn tell_changes(&mut self, conn: &ServerConn, expected: &Vars) {
+        for (name, default) in &conn.parameters {
+            let key = name.to_ascii_lowercase();
+            if let Some(value) = expected.get(&key).filter(|value| self.vars.get(&key) != Some(value)) {
+                let spelling = (name.clone(), value.clone(), default.clone());
+                let spelled = self.hub.spelling(&spelling);
+                reply::parameter_status(&mut self.news, name, spelled.as_ref().unwrap_or(value));
+            }
+        }
+    }
+}
+
+/// Sets a client's parameters on a connection whose wire is at home, if they are not.
+pub async fn set_parameters(checkout: &Checkout, vars: &Arc<Vars>) -> Result<(), CheckoutError> {
+    let Some(sql) = checkout.conn().change_to(vars) else { return Ok(()) };
+    let setting = tokio::time::timeout(Policy::RESET_DEADLINE, checkout.client().batch_execute(&sql));
+    match setting.await {
+        Ok(Ok(())) => checkout.conn().set_applied(vars),
+        Ok(Err(error)) => return Err(CheckoutError::Upstream(error)),
+        Err(_) => return Err(CheckoutError::Stalled),
+    }
+    Ok(())
+}
