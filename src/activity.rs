@@ -115,6 +115,11 @@ impl Activity {
         for pause in &self.paused {
             pause.store(0, Ordering::Relaxed);
         }
+        // What the client said before was of another checkout.
+        self.statement.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for word in &self.trace {
+            word.store(0, Ordering::Relaxed);
+        }
         let epoch = (self.word.load(Ordering::Relaxed) >> EPOCH_SHIFT) + 1;
         self.word.store(epoch << EPOCH_SHIFT | (Phase::InFlight as u64) << PHASE_SHIFT, Ordering::Release);
     }

@@ -13,13 +13,21 @@ pub const LONGEST: usize = 200;
 /// The fingerprint of a statement, or of its beginning; empty if there is nothing to show.
 pub fn of(statement: &[u8]) -> String {
     let text = String::from_utf8_lossy(statement);
+    // Where backslashes escape, a literal goes on behind such a quote; whether they do depends on a setting and on the
+    // kind of literal, so nothing from there on is read.
+    let text = text.split_once("\\'").map_or(&*text, |(before, _)| before);
     let mut tokens: Vec<TokenWithSpan> = Vec::new();
     // An error says where the readable part ends, and that is in the buffer.
     let whole =
-        Tokenizer::new(&PostgreSqlDialect {}, &text).tokenize_with_location_into_buf(&mut tokens).is_ok();
+        Tokenizer::new(&PostgreSqlDialect {}, text).tokenize_with_location_into_buf(&mut tokens).is_ok();
     let mut shown = String::new();
+    let mut place = Place::Begin;
     for token in &tokens {
-        let next = shown_as(&token.token);
+        let next = match (place, &token.token) {
+            (Place::Value, Token::Word(_)) => "?".to_owned(),
+            (_, token) => shown_as(token),
+        };
+        place = place.behind(&token.token);
         // `in (?, ?, ?)` is one statement, however many values there are.
         if next == "?" && (shown.ends_with("?, ") || shown.ends_with("?,")) {
             shown.truncate(shown.rfind('?').map_or(0, |place| place + 1));
@@ -40,6 +48,30 @@ pub fn of(statement: &[u8]) -> String {
         shown.push('…');
     }
     shown
+}
+
+/// Where in a statement a token is. The value of a SET may be a word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Begin,
+    Set,
+    Value,
+    Other,
+}
+
+impl Place {
+    fn behind(self, token: &Token) -> Self {
+        let is = |text: &str| matches!(token, Token::Word(word) if word.value.eq_ignore_ascii_case(text));
+        match (self, token) {
+            (_, Token::SemiColon) => Place::Begin,
+            (place, Token::Whitespace(_)) => place,
+            (Place::Begin, _) if is("set") => Place::Set,
+            (Place::Begin, _) => Place::Other,
+            (Place::Set, Token::Eq) => Place::Value,
+            (Place::Set, _) if is("to") => Place::Value,
+            (place, _) => place,
+        }
+    }
 }
 
 fn shown_as(token: &Token) -> String {
@@ -82,7 +114,13 @@ mod tests {
     fn values_become_question_marks() {
         for (statement, shown) in [
             ("SELECT * FROM cards WHERE pan = '4111 1111'", "select * from cards where pan = ?"),
-            ("update a set b = 1.5e3, c = E'x\\'y' where d = $1;", "update a set b = ?, c = ? where d = $1"),
+            ("update a set b = 1.5e3, c = d where d = $1;", "update a set b = ?, c = d where d = $1"),
+            ("update a set c = E'x\\'y' where d = 'z'", "update a set c =…"),
+            ("select 'C:\\' from t where secret = 'x'", "select…"),
+            (
+                "SET app.token TO s3cr3t; set role = admin, 5; select a",
+                "set app.token to ?; set role = ?; select a",
+            ),
             ("select 1 where x in (1, 2,3)", "select ? where x in (?)"),
             ("select $$body 'x'$$, $t$y$t$, U&'d\\0061t', B'10', X'FF', N'n'", "select ?"),
             ("select 1 /* pin 1234 */ -- 5678\nfrom t", "select ? from t"),

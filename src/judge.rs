@@ -78,8 +78,8 @@ impl Case {
             Phase::InFlight | Phase::InTransaction | Phase::AwaitsClient => policy.idle_in_transaction,
         };
         match self.allowance {
-            Allowance::AtLeast(granted) if self.seen.phase != Phase::AwaitsClient => usual.max(granted),
-            Allowance::AtLeast(_) | Allowance::Usual | Allowance::Always => usual,
+            Allowance::AtLeast(granted) => usual.max(granted),
+            Allowance::Usual | Allowance::Always => usual,
         }
     }
 
@@ -96,11 +96,12 @@ impl Case {
         learns.then(limit)
     }
 
-    fn is_excused(&self) -> bool {
+    /// It is never suspect for being idle: it holds on for a purpose, or a rule says so.
+    pub fn is_excused(&self) -> bool {
         match self.seen.phase {
-            Phase::InFlight | Phase::AwaitsClient => false,
+            Phase::InFlight => false,
             Phase::Held if self.pinned.is_some_and(Pin::is_deliberate) => true,
-            Phase::Held | Phase::InTransaction => self.allowance == Allowance::Always,
+            Phase::Held | Phase::InTransaction | Phase::AwaitsClient => self.allowance == Allowance::Always,
         }
     }
 

@@ -117,7 +117,10 @@ impl Keeper {
             return due.leash.0.waker.wake();
         }
         if self.watch.is_disarmed() {
-            suppress(pool, due, Suppression::Draining, now);
+            // What it would have come to before counts.
+            if due.left_alone.is_none() {
+                suppress(pool, due, Suppression::Draining, now);
+            }
         } else if is_only_watched(pool) && due.left_alone == Some(Suppression::Observe) {
             // Its verdict has been told.
         } else if due.reason == Reason::ProtocolWedge {
@@ -241,6 +244,11 @@ fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
         return suppress(pool, due, Suppression::Budget, now);
     }
     if is_only_watched(pool) {
+        // A swap would fail if it has moved.
+        if due.leash.as_ref().observe().epoch() != due.seen.epoch() {
+            drop(reclaims);
+            return suppress(pool, due, Suppression::Moved, now);
+        }
         reclaims.push_back(now);
         drop(reclaims);
         return suppress(pool, due, Suppression::Observe, now);
@@ -264,8 +272,8 @@ fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
 /// done in the end, had that been allowed.
 fn suppress(pool: &WatchedPool, due: Due<Leash>, because: Suppression, now: Moment) {
     let inner = pool.inner();
-    inner.ledger().left_alone(due.checkout, because, now);
-    if due.left_alone.is_some() && because != Suppression::Observe {
+    let suspect = inner.ledger().left_alone(due.checkout, due.seen, because, now);
+    if !suspect || due.left_alone.is_some() && because != Suppression::Observe {
         return;
     }
     let Due { reason, evidence, .. } = due;

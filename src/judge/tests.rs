@@ -133,7 +133,7 @@ fn a_purpose_excuses_being_idle_but_not_an_open_transaction() {
 }
 
 #[test]
-fn an_allowance_lengthens_the_limits_or_lifts_them_but_excuses_no_wedge() {
+fn an_allowance_lengthens_the_limits_or_lifts_them() {
     let at = |phase, allowance, idle| stage_of(&Case { allowance, ..cold(phase, Moment::START) }, idle);
     let ten_minutes = Allowance::AtLeast(Duration::from_secs(600));
     assert_eq!(at(Phase::InTransaction, ten_minutes, 599), Stage::Suspect);
@@ -141,7 +141,9 @@ fn an_allowance_lengthens_the_limits_or_lifts_them_but_excuses_no_wedge() {
     assert_eq!(at(Phase::InTransaction, Allowance::AtLeast(Duration::ZERO), 30), Stage::Due);
     assert_eq!(at(Phase::InTransaction, Allowance::Always, 1_000_000), Stage::Fine);
     assert_eq!(at(Phase::Held, Allowance::Always, 1_000_000), Stage::Fine);
-    assert_eq!(at(Phase::AwaitsClient, Allowance::Always, 30), Stage::Due);
+    assert_eq!(at(Phase::AwaitsClient, Allowance::Always, 1_000_000), Stage::Fine);
+    assert_eq!(at(Phase::AwaitsClient, ten_minutes, 599), Stage::Suspect);
+    assert_eq!(at(Phase::AwaitsClient, ten_minutes, 600), Stage::Due);
     let known = Case { allowance: ten_minutes, turnover: GONE_ON, pressed: true, ..warm(0.4) };
     assert_eq!(stage_of(&known, 599), Stage::Fine);
 }

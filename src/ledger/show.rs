@@ -202,7 +202,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         holders: &mut [CheckoutSnapshot],
         by_pid: &BTreeMap<i32, (CheckoutId, &Checkout<L>)>,
     ) {
-        let mut blocks: BTreeMap<i32, usize> = BTreeMap::new();
+        let mut waits: BTreeMap<i32, &[i32]> = BTreeMap::new();
         for (holder, checkout) in holders.iter_mut().zip(self.checkouts.values()) {
             let Some(waiting) = checkout.waiting().filter(|_| holder.phase == ConnState::Active) else {
                 continue;
@@ -210,10 +210,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             holder.waits_for = Some(waiting.wait);
             holder.blocked_by = self.blockers(waiting, by_pid);
             holder.why.push_str(&waits::words(waiting, &holder.blocked_by));
-            for pid in &waiting.blocked_by {
-                *blocks.entry(*pid).or_default() += 1;
-            }
+            waits.insert(holder.backend_pid, &waiting.blocked_by);
         }
+        let blocks = waits::blocks(&waits);
         for holder in holders {
             holder.blocks = blocks.get(&holder.backend_pid).copied().unwrap_or(0);
             if holder.blocks > 0 {

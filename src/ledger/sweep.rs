@@ -116,7 +116,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             checkout.trace = activity.trace().map(|trace| trace.text().into());
         }
         let before = checkout.mark;
-        checkout.mark = self.remark(id, checkout, &verdict, seen, now, &mut sweep.events);
+        checkout.mark = self.remark(id, checkout, case, &verdict, now, &mut sweep.events);
         if before == Mark::Held {
             // The pause that it is suspected for has not ended.
             checkout.latest = Default::default();
@@ -134,16 +134,20 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         &self,
         id: CheckoutId,
         checkout: &Checkout<L>,
+        case: &Case,
         verdict: &Verdict,
-        seen: Observed,
         now: Moment,
         events: &mut Vec<Event>,
     ) -> Mark {
+        let seen = case.seen;
         let pool = || self.pool.clone();
         let mut mark = checkout.mark;
         if let Mark::Suspect { of, seen: before, left_alone } = mark {
             let moved = before.epoch() != seen.epoch();
-            if moved || verdict.stage == Stage::Fine {
+            // That its siblings pause as well does not bring it home.
+            let lifted = verdict.stage == Stage::Fine
+                && (case.is_excused() || now.since(seen.last_active) < verdict.limit);
+            if moved || lifted {
                 events.push(self.resolved(id, checkout, &of, Resolution::Returned, left_alone, now));
                 mark = Mark::Held;
             }
@@ -219,8 +223,11 @@ impl<'a> Habits<'a> {
         } else {
             let grant = || rules.grant(self.pool, &checkout.holder.app, checkout.route.as_deref());
             match &mut self.known[checkout.group.index()].granted {
-                // A group of many kinds.
+                // A group of many kinds: of all, or of an application's routes beyond the bound.
                 _ if checkout.group == History::OTHER => grant(),
+                _ if checkout.route.is_some() && self.history.app_of(checkout.group) == checkout.group => {
+                    grant()
+                }
                 known => *known.get_or_insert_with(grant),
             }
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::activity::{Activity, Phase};
+use crate::activity::{Activity, Observed, Phase};
 use crate::event::{Event, Evidence, LeftAlone, Reason, Resolution, Suppression};
 use crate::ids::{CheckoutId, ConnId, Moment};
 
@@ -18,13 +18,20 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         self.checkouts.get(&id).map(|checkout| evidence(&self.conns, id, checkout, &of, now))
     }
 
-    /// The suspect is due, and nothing is done about it for now.
-    pub fn left_alone(&mut self, id: CheckoutId, because: Suppression, now: Moment) {
-        if let Some(Checkout { mark: Mark::Suspect { left_alone, .. }, .. }) = self.checkouts.get_mut(&id)
-            && left_alone.is_none_or(|spared| spared.because != because)
-        {
+    /// The suspect, as it was `seen`, is due, and nothing is done about it for now. Whether it still is that suspect.
+    pub fn left_alone(&mut self, id: CheckoutId, seen: Observed, because: Suppression, now: Moment) -> bool {
+        let Some(Checkout { mark: Mark::Suspect { left_alone, seen: then, .. }, .. }) =
+            self.checkouts.get_mut(&id)
+        else {
+            return false;
+        };
+        if then.epoch() != seen.epoch() {
+            return false;
+        }
+        if left_alone.is_none_or(|spared| spared.because != because) {
             *left_alone = Some(Spared { because, since: now });
         }
+        true
     }
 
     /// A suspicion is over: what is told.

@@ -117,6 +117,30 @@ impl<L: AsRef<Activity>> Checkout<L> {
     }
 }
 
+/// How many each holds up. Who waits in a row behind others is held up by whoever is at its head: those others have
+/// nothing that it could wait for.
+pub(super) fn blocks(waits: &BTreeMap<i32, &[i32]>) -> BTreeMap<i32, usize> {
+    let mut blocks = BTreeMap::new();
+    for pid in waits.keys() {
+        let (mut seen, mut next) = (vec![*pid], vec![*pid]);
+        while let Some(waiting) = next.pop() {
+            match waits.get(&waiting) {
+                Some(blocked_by) if !blocked_by.is_empty() => {
+                    for pid in *blocked_by {
+                        if !seen.contains(pid) {
+                            seen.push(*pid);
+                            next.push(*pid);
+                        }
+                    }
+                }
+                _ if waiting != *pid => *blocks.entry(waiting).or_default() += 1,
+                _ => {}
+            }
+        }
+    }
+    blocks
+}
+
 /// In words, behind "statement in flight".
 pub(super) fn words(waiting: &Waiting, blockers: &[Blocker]) -> String {
     let event = waiting.event.as_deref().unwrap_or("something");
@@ -137,5 +161,17 @@ fn name(blocker: &Blocker) -> String {
         (Some(id), Some(app), Some(route)) => format!("checkout {id} of {app} {route}"),
         (Some(id), Some(app), None) => format!("checkout {id} of {app}"),
         _ => format!("backend {}, which does not come through pgleash,", blocker.backend_pid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_in_a_row_is_held_up_by_its_head() {
+        let row = [(2, [1].as_slice()), (3, &[2]), (4, &[2, 3]), (9, &[]), (7, &[8]), (8, &[7])];
+        let blocks = blocks(&row.into_iter().collect());
+        assert_eq!(blocks, BTreeMap::from([(1, 3)]), "a deadlock has no head");
     }
 }

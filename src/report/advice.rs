@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::event::{Reason, Suppression};
 
-use super::findings::{Findings, told_from};
+use super::findings::{Findings, is_proved, told_from};
 use super::story::{Case, Fate, Story};
 
 /// One suggestion.
@@ -34,9 +34,8 @@ const ENOUGH: usize = 10;
 pub fn advise(story: &Story, findings: &Findings) -> Vec<Advice> {
     let to = story.span.map_or(Duration::ZERO, |(_, to)| to);
     let cases: Vec<&Case> = story.cases.iter().filter(|case| case.is_idle()).collect();
-    let mut advice = Vec::new();
+    let mut advice = longer(&cases, to);
     for limit in [Reason::IdleInTransaction, Reason::IdleSession] {
-        advice.extend(longer(limit, &cases, to));
         advice.extend(shorter(limit, &cases, to));
     }
     advice.extend(budget(story, &cases));
@@ -45,45 +44,58 @@ pub fn advise(story: &Story, findings: &Findings) -> Vec<Advice> {
 }
 
 /// Verdicts were wrong: whose pauses are longer than they may be.
-fn longer(limit: Reason, cases: &[&Case], to: Duration) -> Vec<Advice> {
+fn longer(cases: &[&Case], to: Duration) -> Vec<Advice> {
+    let wrong: Vec<_> = cases
+        .iter()
+        .filter(|case| case.was_due() && matches!(case.fate(), Fate::CameHome | Fate::Missed))
+        .collect();
     let mut longest: BTreeMap<(&str, Option<&str>), f64> = BTreeMap::new();
-    let wrong = |case: &&&Case| {
-        case.reason == limit && case.was_due() && matches!(case.fate(), Fate::CameHome | Fate::Missed)
-    };
-    for case in cases.iter().filter(wrong) {
-        let key = (case.who.app.as_str(), case.who.route.as_deref());
-        let pause = longest.entry(key).or_default();
+    for case in &wrong {
+        let pause = longest.entry((case.who.app.as_str(), case.who.route.as_deref())).or_default();
         *pause = pause.max(case.idle_seconds(to));
     }
-    if longest.len() > MOST_RULES {
-        let pause = longest.values().fold(0.0, |a: f64, b| a.max(*b));
+    if longest.is_empty() {
+        return Vec::new();
+    }
+    if longest.len() <= MOST_RULES {
+        let rules: Vec<_> = longest.iter().map(|((app, route), pause)| rule(app, *route, *pause)).collect();
+        let paused: Vec<_> = longest
+            .iter()
+            .map(|((app, _), pause)| {
+                let name = if app.is_empty() { "an application without a name" } else { app };
+                format!("{name} paused for {pause:.0} s")
+            })
+            .collect();
+        let because = format!("{} and went on: no leak. Add it to the rules there are", paused.join(", "));
+        return vec![Advice::new(format!("leaks.rules = \"{}\"", rules.join("; ")), because)];
+    }
+    let longer = |limit: Reason| {
+        let pauses = wrong.iter().filter(|case| case.reason == limit).map(|case| case.idle_seconds(to));
+        let pause = pauses.max_by(f64::total_cmp)?;
         let because = format!(
             "{} kinds of work paused for longer than they may and went on, for {pause:.0} s at most",
             longest.len()
         );
-        return vec![Advice::new(format!("leaks.{limit} = \"{}s\"", round_up(pause * MARGIN)), because)];
-    }
-    let rule = |((app, route), pause): ((&str, Option<&str>), f64)| {
-        let who = match route {
-            Some(route) => format!("route={}", pattern(route)),
-            // Of every release.
-            None => match app.split_once('@') {
-                Some((service, _)) => format!("app={}@*", pattern(service)),
-                None => format!("app={}", pattern(app)),
-            },
-        };
-        let name = if app.is_empty() { "an application without a name" } else { app };
-        let because = format!("{name} paused for {pause:.0} s and went on: it was no leak");
-        Advice::new(format!("leaks.rules = \"{who} {}s\"", round_up(pause * MARGIN)), because)
+        Some(Advice::new(format!("leaks.{limit} = \"{}s\"", round_up(pause * MARGIN)), because))
     };
-    longest.into_iter().map(rule).collect()
+    [Reason::IdleInTransaction, Reason::IdleSession].into_iter().filter_map(longer).collect()
+}
+
+/// Of every release of an application.
+fn rule(app: &str, route: Option<&str>, pause: f64) -> String {
+    let app = match app.split_once('@') {
+        Some((service, _)) => format!("{}@*", pattern(service)),
+        None => pattern(app),
+    };
+    let route = route.map_or_else(String::new, |route| format!(", route={}", pattern(route)));
+    format!("app={app}{route} {}s", round_up(pause * MARGIN))
 }
 
 /// No verdict was wrong, and leaks were held for much longer than anything healthy.
 fn shorter(limit: Reason, cases: &[&Case], to: Duration) -> Option<Advice> {
     let of_kind = || cases.iter().filter(|case| case.reason == limit);
     let healthy = |case: &&&Case| matches!(case.fate(), Fate::CameHome | Fate::Missed);
-    let right = of_kind().filter(|case| case.was_due() && !healthy(case)).count();
+    let right = of_kind().filter(|case| is_proved(case, to)).count();
     if right < ENOUGH || of_kind().any(|case| case.was_due() && healthy(&case)) {
         return None;
     }
@@ -120,9 +132,12 @@ fn budget(story: &Story, cases: &[&Case]) -> Option<Advice> {
     if short == 0 {
         return None;
     }
-    // As much as was due within one of its times at most, in the largest pool.
-    let mut due: Vec<Duration> =
-        cases.iter().filter_map(|case| case.spared.map(|(at, _)| at).or(taken_at(case))).collect();
+    // As many leaks as were due within one of its times at most, in the largest pool.
+    let mut due: Vec<Duration> = cases
+        .iter()
+        .filter(|case| !matches!(case.fate(), Fate::CameHome | Fate::Missed))
+        .filter_map(|case| case.spared.map(|(at, _)| at).or(taken_at(case)))
+        .collect();
     due.sort();
     let within = Duration::from_secs_f64(limits.budget_seconds.clamp(1.0, 86_400.0));
     let most = due
@@ -161,9 +176,16 @@ fn action(story: &Story, findings: &Findings) -> Option<Advice> {
                 score.verdicts
             ),
         )),
-        Some("observe") if score.verdicts > 0 => Some(Advice::new(
+        Some("observe") if score.verdicts >= ENOUGH => Some(Advice::new(
             "leaks.action = \"reclaim\"".to_owned(),
             format!("all {} verdicts of the dry run would have been right", score.verdicts),
+        )),
+        Some("observe") if score.verdicts > 0 => Some(Advice::new(
+            String::new(),
+            format!(
+                "stay in observe for longer: all verdicts were right, but {ENOUGH} say more than {}",
+                score.verdicts
+            ),
         )),
         _ => None,
     }

@@ -160,7 +160,7 @@ impl Findings {
         }
         Self {
             holders: holders(&idle, to),
-            score: score(&idle),
+            score: score(&idle, to),
             taken: taken.len(),
             spared,
             median_idle_at_reclaim_seconds: taken.get(taken.len() / 2).copied(),
@@ -187,8 +187,8 @@ fn is_taken(case: &Case) -> bool {
 fn is_leak(case: &Case) -> bool {
     match case.fate() {
         Fate::Taken | Fate::StillOut => true,
-        // Who leaves outside of a transaction gives the connection back.
-        Fate::Gone => case.reason != Reason::IdleSession || case.was_due(),
+        // Who leaves outside of a transaction gives the connection back, whatever it was for.
+        Fate::Gone => case.reason != Reason::IdleSession,
         Fate::CameHome | Fate::Missed | Fate::Unknown => false,
     }
 }
@@ -230,16 +230,33 @@ fn holders(cases: &[&Case], to: Duration) -> Vec<Holder> {
     holders
 }
 
-fn score(cases: &[&Case]) -> Score {
+/// A verdict that was right, and has stood for long enough to say so.
+pub fn is_proved(case: &Case, to: Duration) -> bool {
+    case.was_due() && is_leak(case) && !is_fresh(case, to)
+}
+
+/// Its verdict has not stood for as long as it took: the holder may still come back.
+fn is_fresh(case: &Case, to: Duration) -> bool {
+    let stood = case.spared.map_or(Duration::MAX, |(at, _)| to.saturating_sub(at));
+    case.fate() == Fate::StillOut && stood.as_secs_f64() < case.who.limit_seconds
+}
+
+fn score(cases: &[&Case], to: Duration) -> Score {
     let mut score = Score::default();
     for case in cases {
-        if case.was_due() && case.fate() != Fate::Unknown {
+        if case.was_due() {
+            // Of the others it is not known, or not yet.
+            if !is_healthy(case) && (!is_leak(case) || is_fresh(case, to)) {
+                continue;
+            }
             score.verdicts += 1;
             score.right += usize::from(is_leak(case));
         } else if case.fate() == Fate::CameHome {
             score.suspected_early += 1;
         }
-        if is_leak(case) {
+        // One that has just become suspect may come home.
+        if is_leak(case) && (case.fate() != Fate::StillOut || case.idle_seconds(to) >= case.who.limit_seconds)
+        {
             score.leaks += 1;
             score.found += usize::from(case.was_due());
         }
@@ -259,11 +276,13 @@ fn touched(case: &Case, to: Duration) -> Option<Touched> {
     })
 }
 
-/// From how many seconds on all pauses are in the log: the idleness at which the last to be suspected were. Of
-/// those before a log, or a window, begins it is not known.
+/// From how many seconds on all pauses are in the log: whoever does not know what is usual for an application suspects
+/// it after a share of the ceiling, and nobody later but for a learned limit.
 pub fn told_from(limit: Reason, cases: &[&Case]) -> f64 {
     let suspected_at = |case: &&Case| match case.who.grounds {
-        Some(_) => case.who.limit_seconds,
+        Some(grounds) => {
+            case.who.limit_seconds.max(grounds.ceiling_seconds * crate::policy::Policy::SUSPECT_SHARE)
+        }
         None => case.who.limit_seconds * crate::policy::Policy::SUSPECT_SHARE,
     };
     cases.iter().filter(|case| case.reason == limit).map(suspected_at).fold(0.0, f64::max)

@@ -37,6 +37,7 @@ pub fn page(title: &str, blocks: &[Block], curve: &Curve, story: &Story) -> Stri
             Block::Text(text) => drop(writeln!(page, "<p>{}</p>", escape(text))),
             Block::List(items) => list(&mut page, items),
             Block::Table { header, rows } => table(&mut page, header, rows),
+            Block::Code(text) => drop(writeln!(page, "<pre class=\"scroll\">{}</pre>", escape(text))),
             Block::Chart => chart(&mut page, curve, story),
         }
     }

@@ -28,6 +28,10 @@ pub fn page(title: &str, blocks: &[Block], curve: &Curve) -> String {
                 }
             }
             Block::Table { header, rows } => table(&mut page, header, rows),
+            Block::Code(text) => {
+                // No line of it can end the block.
+                let _ = writeln!(page, "\n```toml\n{}\n```", text.replace('`', "'"));
+            }
             Block::Chart => chart(&mut page, curve),
         }
     }
@@ -80,9 +84,14 @@ fn escape(text: &str) -> String {
     for letter in text.chars() {
         match letter {
             '\\' | '`' | '*' | '[' | ']' | '<' | '>' | '|' => safe.extend(['\\', letter]),
-            _ if letter.is_control() => safe.push(' '),
+            _ if letter.is_control() || turns(letter) => safe.push(' '),
             _ => safe.push(letter),
         }
     }
     safe
+}
+
+/// Turns the direction of a line.
+fn turns(letter: char) -> bool {
+    matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

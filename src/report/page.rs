@@ -26,6 +26,8 @@ pub enum Block {
         /// As many cells in each.
         rows: Vec<Vec<String>>,
     },
+    /// To be copied as it stands.
+    Code(String),
     /// Stale checkouts over time goes here.
     Chart,
 }
@@ -57,11 +59,11 @@ fn in_short(story: &Story, findings: &Findings) -> Vec<(Weight, String)> {
     let mut said = Vec::new();
     let mut say = |weight, text: String| said.push((weight, text));
     let clock = |at| clock(at, story.span.unwrap_or_default());
-    let leaks = findings.score.leaks;
+    let leaked: usize = findings.holders.iter().map(|holder| holder.leaked).sum();
     match findings.holders.first().filter(|holder| holder.leaked > 0) {
         None => say(Weight::Plain, "No connection was leaked, as far as the log knows.".to_owned()),
         Some(first) => {
-            let others = match leaks - first.leaked {
+            let others = match leaked - first.leaked {
                 0 => String::new(),
                 rest => format!("; {rest} by others"),
             };
@@ -235,7 +237,7 @@ fn verdicts(blocks: &mut Vec<Block>, findings: &Findings) {
     ];
     blocks.push(table(&["", "Share", "Count"], rows));
     let mut notes =
-        "A verdict is right if the holder never came back. A leak that was never suspected is in no log."
+        "A verdict is right if the holder never came back to it; one that was told, and took another connection, counts as such. A leak that was never suspected is in no log. Verdicts that have not stood for as long as they took are left out, and so are those whose holder left."
             .to_owned();
     if score.suspected_early > 0 {
         let _ =
@@ -274,8 +276,10 @@ fn settings(blocks: &mut Vec<Block>, advice: &[Advice]) {
     if advice.is_empty() {
         return blocks.push(Block::Text("None: nothing in this log speaks for a change.".to_owned()));
     }
-    let row = |advice: &Advice| vec![advice.setting.clone(), advice.because.clone()];
-    blocks.push(table(&["Setting", "Because"], advice.iter().map(row).collect()));
+    let line =
+        |advice: &Advice| format!("# {}\n{}", advice.because.replace(char::is_control, " "), advice.setting);
+    let lines: Vec<_> = advice.iter().map(|advice| line(advice).trim_end().to_owned()).collect();
+    blocks.push(Block::Code(lines.join("\n")));
 }
 
 fn reading(blocks: &mut Vec<Block>, story: &Story) {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::event::{InForce, Reason, RecycleAction, RecycleOutcome, Resolution, Suppression};
+use crate::event::{InForce, LeftAlone, Reason, RecycleAction, RecycleOutcome, Resolution, Suppression};
 
 use super::line::{Fact, Line, Who};
 use super::timeline::Timeline;
@@ -131,7 +131,10 @@ pub struct Story {
     pub cases: Vec<Case>,
     /// Suspicions beyond [`Story::MOST_CASES`].
     pub untold: usize,
-    open: BTreeMap<(u64, Reason), usize>,
+    /// The last of each checkout and reason, since pgleash started.
+    known: BTreeMap<(u64, Reason), usize>,
+    /// It has been told to stop: who leaves now does so because of that.
+    draining: Option<Duration>,
     /// The last case that was taken, by session: it may be regretted.
     taken: BTreeMap<(u64, u32), usize>,
     /// Size of each pool.
@@ -194,9 +197,10 @@ impl Story {
     /// The process is gone, and its checkouts with it.
     fn lose_sight(&mut self) {
         let at = self.span.map_or(Duration::ZERO, |(_, to)| to);
-        for at_case in std::mem::take(&mut self.open).into_values() {
-            self.cases[at_case].end = Some(End { at, resolution: Resolution::ServerLost });
+        for case in std::mem::take(&mut self.known).into_values() {
+            self.cases[case].end.get_or_insert(End { at, resolution: Resolution::ServerLost });
         }
+        self.draining = None;
         self.taken.clear();
     }
 
@@ -211,14 +215,26 @@ impl Story {
                 self.action = Some(action);
                 self.limits = limits;
             }
+            Fact::Draining {} => self.draining = Some(at),
             Fact::Stopped {} => self.lose_sight(),
             Fact::Reloaded { changed } => self.reloaded(&changed),
             Fact::PoolOpened { pool, size } if self.pools.len() < Self::MOST_POOLS => {
                 self.pools.insert(pool, size);
             }
             Fact::LeakDetected { pool, reason, who } => self.detected(at, pool, reason, who),
-            Fact::LeakResolved { pool, reason, resolution, who, .. } => {
+            Fact::LeakResolved { pool, reason, resolution, left_alone, who } => {
+                let resolution = match resolution {
+                    Resolution::Disconnected if self.draining.is_some() => Resolution::ServerLost,
+                    resolution => resolution,
+                };
+                let key = (who.checkout, reason);
                 self.resolved(at, &pool, reason, resolution, who);
+                // Its verdict may have been told before the log, or the window, begins.
+                if let (Some(LeftAlone { because, seconds }), Some(case)) = (left_alone, self.known.get(&key))
+                {
+                    let since = at.saturating_sub(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+                    self.cases[*case].spared.get_or_insert((since, because));
+                }
             }
             Fact::ReclaimSuppressed { pool, reason, because, who } => {
                 self.spared(at, &pool, reason, because, who);
@@ -251,22 +267,18 @@ impl Story {
             self.untold += 1;
             return;
         }
-        self.open.insert((who.checkout, reason), self.cases.len());
+        self.known.insert((who.checkout, reason), self.cases.len());
         let case = Case { pool, reason, detected: at, who, spared: None, end: None, regretted_after: None };
         self.cases.push(case);
     }
 
     fn resolved(&mut self, at: Duration, pool: &str, reason: Reason, resolution: Resolution, who: Who) {
         let (checkout, session) = (who.checkout, who.session);
-        let case = match self.open.remove(&(checkout, reason)) {
-            Some(case) => case,
+        if self.open(checkout, reason).is_none() {
             // It began before the log, or the window, does.
-            None => {
-                self.detected(at, pool.to_owned(), reason, who.clone());
-                let Some(case) = self.open.remove(&(checkout, reason)) else { return };
-                case
-            }
-        };
+            self.detected(at, pool.to_owned(), reason, who.clone());
+        }
+        let Some(case) = self.open(checkout, reason) else { return };
         if resolution == Resolution::Reclaimed {
             self.taken.insert((checkout, session), case);
         }
@@ -276,16 +288,22 @@ impl Story {
     }
 
     fn spared(&mut self, at: Duration, pool: &str, reason: Reason, because: Suppression, who: Who) {
-        let key = (who.checkout, reason);
-        if !self.open.contains_key(&key) {
+        let checkout = who.checkout;
+        if !self.known.contains_key(&(checkout, reason)) {
             self.detected(at, pool.to_owned(), reason, who);
         }
-        let Some(case) = self.open.get(&key) else { return };
+        // One that has ended meanwhile is not suspect again.
+        let Some(case) = self.open(checkout, reason) else { return };
         // What would have been done in the end counts, and else what was said first.
-        let spared = &mut self.cases[*case].spared;
+        let spared = &mut self.cases[case].spared;
         if spared.is_none() || because == Suppression::Observe {
             *spared = Some((at, because));
         }
+    }
+
+    /// The suspicion of a checkout that has not ended.
+    fn open(&self, checkout: u64, reason: Reason) -> Option<usize> {
+        self.known.get(&(checkout, reason)).copied().filter(|case| self.cases[*case].end.is_none())
     }
 
     fn turned_away(&mut self, at: Duration, pool: String, diagnosis: String) {

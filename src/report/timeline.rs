@@ -51,16 +51,15 @@ impl Timeline {
             entry.first = entry.first.min(at);
             entry.last = entry.last.max(at);
             entry.times += 1;
-        } else if self.entries.len() < Self::MOST {
-            let weight = match fact {
-                Fact::ReclaimRegretted { .. }
-                | Fact::CheckoutTimeout { .. }
-                | Fact::ExhaustionForeseen { .. } => Weight::Grave,
-                _ => Weight::Plain,
-            };
-            self.entries.insert(key, Entry { weight, first: at, last: at, times: 1, what });
         } else {
-            self.untold += 1;
+            let weight = weight_of(fact);
+            // What hurt somebody has as much room again.
+            let most = if weight == Weight::Grave { Self::MOST * 2 } else { Self::MOST };
+            if self.entries.len() >= most {
+                self.untold += 1;
+                return;
+            }
+            self.entries.insert(key, Entry { weight, first: at, last: at, times: 1, what });
         }
     }
 
@@ -69,6 +68,15 @@ impl Timeline {
         let mut entries: Vec<_> = self.entries.values().collect();
         entries.sort_by(|a, b| (a.first, &a.what).cmp(&(b.first, &b.what)));
         entries
+    }
+}
+
+fn weight_of(fact: &Fact) -> Weight {
+    match fact {
+        Fact::ReclaimRegretted { .. } | Fact::CheckoutTimeout { .. } | Fact::ExhaustionForeseen { .. } => {
+            Weight::Grave
+        }
+        _ => Weight::Plain,
     }
 }
 

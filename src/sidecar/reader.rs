@@ -1,5 +1,6 @@
 //! What a client's statements say of the work that they are for. Floor 4.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ enum Place {
     /// In the name of a prepared statement, which comes before the text.
     Name,
     Text,
+    /// In the name of a portal that is bound, and in that of its statement, which comes next.
+    Portal,
+    Bound,
 }
 
 /// Reads along with one client: the ends of its statements' texts, within fixed bounds.
@@ -31,12 +35,23 @@ pub struct Reader {
     place: Place,
     head: Vec<u8>,
     tail: Vec<u8>,
+    /// The name of the statement that is prepared or bound.
+    name: Vec<u8>,
+    /// What prepared statements say, by their names: they are bound long after they are sent.
+    named: HashMap<Box<[u8]>, Tagged>,
     /// The last name, so that a name that is said again costs no memory.
     route: Option<Arc<str>>,
     scratch: String,
 }
 
+/// What a statement says of the work that it is for.
+type Tagged = (Option<Arc<str>>, Option<Duration>);
+
 impl Reader {
+    /// Prepared statements of one client of which it is kept what they say.
+    const MOST_NAMED: usize = 1000;
+    /// No longer name is kept.
+    const LONGEST_NAME: usize = 256;
     /// How much of a statement's beginning is kept, and of its end.
     const KEPT: usize = 512;
 
@@ -46,6 +61,8 @@ impl Reader {
             place: Place::Nowhere,
             head: Vec::new(),
             tail: Vec::new(),
+            name: Vec::new(),
+            named: HashMap::new(),
             route: None,
             scratch: String::new(),
         }
@@ -56,21 +73,33 @@ impl Reader {
         self.place = match tag {
             b'Q' => Place::Text,
             b'P' => Place::Name,
+            b'B' if !self.named.is_empty() => Place::Portal,
             _ => Place::Nowhere,
         };
         if self.place != Place::Nowhere {
             self.head.clear();
             self.tail.clear();
+            self.name.clear();
             self.body(body);
         }
     }
 
     /// More of its body.
     pub fn body(&mut self, mut piece: &[u8]) {
-        if self.place == Place::Name {
-            let Some(end) = memchr::memchr(0, piece) else { return };
+        while let Place::Name | Place::Portal | Place::Bound = self.place {
+            let end = memchr::memchr(0, piece);
+            if self.place != Place::Portal {
+                let room = (Self::LONGEST_NAME + 1).saturating_sub(self.name.len());
+                let said = &piece[..end.unwrap_or(piece.len())];
+                self.name.extend_from_slice(&said[..said.len().min(room)]);
+            }
+            let Some(end) = end else { return };
             piece = &piece[end + 1..];
-            self.place = Place::Text;
+            self.place = match self.place {
+                Place::Name => Place::Text,
+                Place::Portal => Place::Bound,
+                _ => Place::Nowhere,
+            };
         }
         if self.place == Place::Text {
             let end = memchr::memchr(0, piece);
@@ -96,13 +125,17 @@ impl Reader {
     /// The frame is over. The statement is noted as the holder's last; what is new in it is given back, at most
     /// one name and one hold.
     pub fn frame_ends(&mut self, tag: u8, activity: &Activity) -> [Option<Said>; 2] {
+        if tag == b'B' {
+            let (route, hold) = self.named.get(self.name.as_slice()).cloned().unwrap_or_default();
+            return [route.map(Said::Route), hold.map(Said::Hold)];
+        }
         if !matches!(tag, b'Q' | b'P') || self.head.is_empty() {
             return [None, None];
         }
         let ends = if self.tail.is_empty() { &self.head } else { &self.tail };
         let tags = Tags::of(&self.head, ends);
         let hold = tags.and_then(|tags| tags.get("pgleash_hold").as_deref().and_then(duration));
-        let hold = hold.or_else(|| declared(&self.head)).map(Said::Hold);
+        let hold = hold.or_else(|| declared(&self.head));
         let route = tags.and_then(|tags| {
             let named = tags.route_into(&mut self.scratch);
             named.then(|| match &self.route {
@@ -113,7 +146,23 @@ impl Reader {
         let trace = tags.and_then(|tags| tags.trace()).unwrap_or_default();
         activity.says(&mut self.head, trace);
         self.head.clear();
-        [route.map(Said::Route), hold]
+        if tag == b'P' {
+            self.remember(&route, hold);
+        }
+        [route.map(Said::Route), hold.map(Said::Hold)]
+    }
+}
+
+impl Reader {
+    /// What the statement says counts each time that it is bound.
+    fn remember(&mut self, route: &Option<Arc<str>>, hold: Option<Duration>) {
+        if route.is_none() && hold.is_none() {
+            self.named.remove(self.name.as_slice());
+        } else if self.name.len() <= Self::LONGEST_NAME
+            && (self.named.len() < Self::MOST_NAMED || self.named.contains_key(self.name.as_slice()))
+        {
+            self.named.insert(self.name.as_slice().into(), (route.clone(), hold));
+        }
     }
 }
 
@@ -172,6 +221,28 @@ mod tests {
                 assert_eq!(said, [Said::Route("GET /x".into())], "in pieces of {piece}");
                 assert_eq!(statement, shown);
             }
+        }
+    }
+
+    #[test]
+    fn what_a_prepared_statement_says_counts_whenever_it_is_bound() {
+        let activity = Activity::new();
+        for piece in [1, 3, 1000] {
+            let mut reader = Reader::new();
+            let mut say = |tag: u8, body: &[u8]| {
+                let mut pieces = body.chunks(piece);
+                reader.frame(tag, pieces.next().unwrap_or_default());
+                pieces.for_each(|piece| reader.body(piece));
+                reader.frame_ends(tag, &activity).into_iter().flatten().collect::<Vec<_>>()
+            };
+            let export = [Said::Route("export".into()), Said::Hold(Duration::from_secs(600))];
+            assert_eq!(say(b'B', b"\0s\0\0\0"), []);
+            assert_eq!(say(b'P', b"s\0select 1 /*route='export',pgleash_hold='10m'*/\0\0\0"), export);
+            assert_eq!(say(b'P', b"t\0select 2\0\0\0"), []);
+            assert_eq!(say(b'B', b"portal\0t\0\0\0"), []);
+            assert_eq!(say(b'B', b"portal\0s\0\0\0"), export, "in pieces of {piece}");
+            assert_eq!(say(b'P', b"s\0select 3\0\0\0"), [], "the name is of another now");
+            assert_eq!(say(b'B', b"\0s\0\0\0"), []);
         }
     }
 

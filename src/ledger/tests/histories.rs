@@ -178,7 +178,8 @@ impl World {
             Step::Act(which) => self.act(which),
             Step::Suppress(which) => {
                 if let Some(at) = pick(&self.due, which) {
-                    self.ledger.left_alone(self.due[at].0.checkout, Suppression::Budget, self.now);
+                    let due = &self.due[at].0;
+                    self.ledger.left_alone(due.checkout, due.seen, Suppression::Budget, self.now);
                 }
             }
             Step::CheckIn(which, end) => {
