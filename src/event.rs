@@ -206,6 +206,7 @@ pub enum Event {
         rows_read_per_second: f64,
         usual_rows_read_per_second: f64,
         apps: Vec<String>,
+        statements: Vec<String>,
     },
     /// The server could not be asked what slow statements wait for. Told once, until it can.
     SurveyFailed {

@@ -189,10 +189,14 @@ impl ByHand {
 
 /// Takes a connection from its holder because a person says so: without limit and budget, but as every
 /// other reclaim never with work in flight, after the holder's own task has looked, and by one swap.
+/// `of` is the process id of its backend, if the person knows it: numbers of checkouts begin anew in each process.
 /// Takes a second at most, and three more for a question to the server.
-pub async fn reclaim_by_hand(pool: &WatchedPool, checkout: CheckoutId) -> ByHand {
+pub async fn reclaim_by_hand(pool: &WatchedPool, checkout: CheckoutId, of: Option<i32>) -> ByHand {
     let inner = pool.inner();
     let Some((leash, backend_pid)) = inner.ledger().leash_of(checkout) else { return ByHand::Unknown };
+    if of.is_some_and(|of| of != backend_pid) {
+        return ByHand::Unknown;
+    }
     let patience = clock::now() + Keeper::LONGEST_SLEEP;
     let seen = loop {
         let seen = leash.as_ref().observe();

@@ -1,8 +1,8 @@
 //! What slow statements wait for, by the server's own word. Floor 3.
 //!
 //! While a statement is in flight for long, the server is asked over the reserved connection, at most once a second
-//! and never through the guarded pool: `pg_stat_activity` and `pg_blocking_pids` for what it waits for, and
-//! `pg_stat_user_tables` for tables that are read from end to end much more than usual. Nothing depends on the answer:
+//! and never through the guarded pool: `pg_stat_activity` and `pg_blocking_pids` for what it waits for, and, if it runs for
+//! far longer than its like did before, `pg_stat_user_tables` for tables that are read from end to end much more than usual. Nothing depends on the answer:
 //! if there is none, slow statements are reported without it, and that is told once.
 
 use std::collections::HashMap;
@@ -16,8 +16,12 @@ use crate::clock;
 use crate::conn::ServerConn;
 use crate::event::{Event, Wait};
 use crate::ids::Moment;
-use crate::ledger::Waiting;
+use crate::ledger::{Running, Waiting};
 use crate::pool::WatchedPool;
+
+mod usual;
+
+use self::usual::Usual;
 
 /// The state of one pool's survey.
 #[derive(Debug, Default)]
@@ -32,6 +36,7 @@ struct Times {
     asked: Option<Moment>,
     tables: Option<(Moment, HashMap<String, Table>)>,
     told: HashMap<String, Moment>,
+    usual: Usual,
 }
 
 /// What has been read of a table from its beginning to its end, since the statistics were reset.
@@ -111,8 +116,11 @@ async fn ask(pool: &WatchedPool, conn: &Arc<ServerConn>, slow: &[i32]) -> Result
     let rows = pool.inner().probe.query(conn, &question).await?;
     let answers: HashMap<i32, Waiting> = rows_of(&rows).filter_map(answer).collect();
     pool.inner().ledger().waits_for(&epochs, &answers);
-    if pool.inner().ledger().has_slow_statement() {
-        tables(pool, conn).await?;
+    let now = clock::now();
+    let running = pool.inner().ledger().running_for(Survey::SLOW, now);
+    let slow = pool.inner().survey.times().usual.note(running, now);
+    if !slow.is_empty() || pool.inner().ledger().has_slow_statement() {
+        tables(pool, conn, &slow).await?;
     }
     Ok(())
 }
@@ -144,7 +152,7 @@ const TABLES: &str = "SELECT schemaname || '.' || relname, seq_scan, seq_tup_rea
     pg_catalog.pg_stat_database WHERE datname = pg_catalog.current_database()), pg_catalog.pg_postmaster_start_time()))) \
     FROM pg_catalog.pg_stat_user_tables WHERE seq_scan > 0 ORDER BY seq_tup_read DESC LIMIT 20";
 
-async fn tables(pool: &WatchedPool, conn: &ServerConn) -> Result<(), String> {
+async fn tables(pool: &WatchedPool, conn: &ServerConn, slow: &[Running]) -> Result<(), String> {
     let survey = &pool.inner().survey;
     let now = clock::now();
     if survey.times().tables.as_ref().is_some_and(|(asked, _)| now.since(*asked) < Survey::TABLES) {
@@ -163,7 +171,7 @@ async fn tables(pool: &WatchedPool, conn: &ServerConn) -> Result<(), String> {
         let Some(known) = before.get(&name) else { continue };
         let (Some(found), usual) = (table.grew(known, now.since(then)), known.usual) else { continue };
         if times.told.insert(name.clone(), now).is_none() {
-            let apps = pool.inner().ledger().slow_apps();
+            let (apps, statements) = culprits(slow, pool.inner().ledger().slow_apps());
             pool.inner().sink.emit(Event::MissingIndexSuspected {
                 pool: pool.key().clone(),
                 table: name,
@@ -171,10 +179,24 @@ async fn tables(pool: &WatchedPool, conn: &ServerConn) -> Result<(), String> {
                 rows_read_per_second: found.1,
                 usual_rows_read_per_second: usual,
                 apps,
+                statements,
             });
         }
     }
     Ok(())
+}
+
+/// Whose statements are slow, and which: at most five of each.
+fn culprits(slow: &[Running], mut apps: Vec<String>) -> (Vec<String>, Vec<String>) {
+    const MOST: usize = 5;
+    apps.extend(slow.iter().map(|statement| statement.app.clone()));
+    let mut statements: Vec<_> = slow.iter().map(|statement| statement.fingerprint.clone()).collect();
+    for all in [&mut apps, &mut statements] {
+        all.sort_unstable();
+        all.dedup();
+        all.truncate(MOST);
+    }
+    (apps, statements)
 }
 
 fn table(row: &SimpleQueryRow) -> Option<(String, Table)> {

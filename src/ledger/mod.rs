@@ -27,7 +27,7 @@ use self::peaks::Peaks;
 pub use self::sweep::{Due, Sweep};
 use self::taken::evidence;
 use self::terms::widened;
-pub use self::waits::Waiting;
+pub use self::waits::{Running, Waiting};
 
 /// Where a live server connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -216,7 +216,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         for holder in holders {
             holder.blocks = blocks.get(&holder.backend_pid).copied().unwrap_or(0);
             if holder.blocks > 0 {
-                let _ = write!(holder.why, "; {} others wait for its locks", holder.blocks);
+                let others = if holder.blocks == 1 { "another waits" } else { "others wait" };
+                let count = if holder.blocks == 1 { String::new() } else { format!("{} ", holder.blocks) };
+                let _ = write!(holder.why, "; {count}{others} for its locks");
             }
         }
     }

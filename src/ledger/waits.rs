@@ -22,6 +22,17 @@ pub struct Waiting {
     pub blocked_by: Vec<i32>,
 }
 
+/// A statement that the server said is running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Its text without its values.
+    pub fingerprint: String,
+    /// Since a byte last went either way.
+    pub for_so_long: Duration,
+    /// Whose it is.
+    pub app: String,
+}
+
 impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// No more backends are asked about at once.
     const MOST: usize = 100;
@@ -57,6 +68,22 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
                 checkout.waiting = Some((epoch, answer.clone()));
             }
         }
+    }
+
+    /// Statements that the server said are running, and that have been for so long without a byte.
+    pub fn running_for(&self, length: Duration, now: Moment) -> Vec<Running> {
+        let running = |checkout: &Checkout<L>| {
+            let seen = checkout.leash.as_ref().observe();
+            let for_so_long = now.since(seen.last_active);
+            let runs = matches!(checkout.waiting()?.wait, Wait::Running | Wait::Io) && for_so_long >= length;
+            let fingerprint = checkout.leash.as_ref().statement();
+            (runs && !fingerprint.is_empty()).then(|| Running {
+                fingerprint,
+                for_so_long,
+                app: checkout.holder.app.clone(),
+            })
+        };
+        self.checkouts.values().filter_map(running).take(Self::MOST).collect()
     }
 
     /// Whether a statement has been reported as slow.

@@ -19,18 +19,34 @@ pub struct Letter {
     pub body: String,
     /// Names, and values without line ends.
     pub headers: Vec<(&'static str, String)>,
+    /// By which the receiver knows it again, if each attempt is signed.
+    id: Option<String>,
 }
 
 impl Letter {
     fn new(content_type: &str, body: &Value) -> Self {
-        Self { body: body.to_string(), headers: vec![("content-type", content_type.to_owned())] }
+        Self { body: body.to_string(), headers: vec![("content-type", content_type.to_owned())], id: None }
+    }
+
+    /// What one attempt to post it to `target` is signed with, at this time since the Unix epoch: a receiver need
+    /// not take what was signed long ago. Empty if it is not signed.
+    pub fn signature(&self, target: &Target, at: Duration) -> Vec<(&'static str, String)> {
+        let Some(id) = &self.id else { return Vec::new() };
+        let seconds = at.as_secs().to_string();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, target.secret.as_bytes());
+        let signature = hmac::sign(&key, format!("{id}.{seconds}.{}", self.body).as_bytes());
+        vec![
+            ("webhook-id", id.clone()),
+            ("webhook-timestamp", seconds),
+            ("webhook-signature", format!("v1,{}", BASE64.encode(signature))),
+        ]
     }
 }
 
-/// A fact as a [CloudEvents 1.0](https://cloudevents.io) event in structured mode, signed as
+/// A fact as a [CloudEvents 1.0](https://cloudevents.io) event in structured mode, to be signed as
 /// [Standard Webhooks](https://www.standardwebhooks.com) says: `webhook-signature` is `v1,` and the base64 of an
 /// HMAC-SHA256 over `webhook-id`, `.`, `webhook-timestamp`, `.` and the body.
-pub fn cloud_event(target: &Target, instance: &str, record: &Record) -> Letter {
+pub fn cloud_event(instance: &str, record: &Record) -> Letter {
     let mut data = serde_json::to_value(record).unwrap_or_default();
     let kind = data.get("event").and_then(Value::as_str).unwrap_or_default().to_owned();
     let subject = data.get("pool").and_then(Value::as_str).map(str::to_owned);
@@ -52,14 +68,7 @@ pub fn cloud_event(target: &Target, instance: &str, record: &Record) -> Letter {
         event["subject"] = subject.into();
     }
     let mut letter = Letter::new("application/cloudevents+json; charset=utf-8", &event);
-    let seconds = record.time.as_secs().to_string();
-    let key = hmac::Key::new(hmac::HMAC_SHA256, target.secret.as_bytes());
-    let signature = hmac::sign(&key, format!("{id}.{seconds}.{}", letter.body).as_bytes());
-    letter.headers.extend([
-        ("webhook-id", id),
-        ("webhook-timestamp", seconds),
-        ("webhook-signature", format!("v1,{}", BASE64.encode(signature))),
-    ]);
+    letter.id = Some(id);
     letter
 }
 

@@ -106,7 +106,7 @@ fn test_letters(target: &Target, template: &Template, instance: &str) -> Vec<Let
     let now = clock::wall();
     if target.channel == Channel::Webhook {
         let record = Record { seq: 0, time: now, event: Event::TestNotification };
-        return vec![letter::cloud_event(target, instance, &record)];
+        return vec![letter::cloud_event(instance, &record)];
     }
     let notice = |status| Notice {
         status,
@@ -193,7 +193,7 @@ impl Courier {
             self.heard = record.seq;
             if self.target.channel == Channel::Webhook {
                 if is_news(&record.event) {
-                    self.queue(letter::cloud_event(&self.target, &self.instance, record));
+                    self.queue(letter::cloud_event(&self.instance, record));
                 }
             } else if let Some(notice) = self.incidents.hear(record) {
                 self.tell(&notice);

@@ -7,6 +7,8 @@ use rustls::crypto::ring;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
+use crate::clock;
+
 use super::letter::Letter;
 use super::outbox::Answer;
 use super::target::Target;
@@ -37,7 +39,8 @@ pub fn agent() -> Agent {
 /// Posts it. Waits for [`DEADLINE`] at most. What is said of a failure has neither URL nor secret in it.
 pub fn post(agent: &Agent, target: &Target, letter: &Letter) -> Answer {
     let mut request = agent.post(target.url.as_str());
-    for (name, value) in &letter.headers {
+    let signature = letter.signature(target, clock::wall());
+    for (name, value) in letter.headers.iter().chain(&signature) {
         request = request.header(*name, value);
     }
     let response = match request.send(letter.body.as_str()) {

@@ -9,14 +9,15 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use axum::http::{StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::config::Token;
@@ -111,15 +112,25 @@ async fn reload(State(control): State<Control>) -> Response {
     }
 }
 
-async fn reclaim(State(control): State<Control>, id: Result<Path<u64>, PathRejection>) -> Response {
-    let Ok(Path(id)) = id else {
+/// Which backend the checkout has, if the caller knows it.
+#[derive(Deserialize)]
+struct Of {
+    backend_pid: Option<i32>,
+}
+
+async fn reclaim(
+    State(control): State<Control>,
+    id: Result<Path<u64>, PathRejection>,
+    of: Result<Query<Of>, QueryRejection>,
+) -> Response {
+    let (Ok(Path(id)), Ok(Query(Of { backend_pid }))) = (id, of) else {
         let said = "a checkout is named by its number: see holders in /api/v1/snapshot of the admin listener";
         return failure(StatusCode::BAD_REQUEST, said);
     };
     let (id, before) = (CheckoutId(id), control.telemetry.newest_event());
     let mut done = ByHand::Unknown;
     for pool in control.hub.pools() {
-        done = reclaim_by_hand(&pool, id).await;
+        done = reclaim_by_hand(&pool, id, backend_pid).await;
         if done != ByHand::Unknown {
             break;
         }

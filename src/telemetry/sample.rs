@@ -134,6 +134,7 @@ fn slow() -> [Event; 3] {
             rows_read_per_second: 1_250_000.0,
             usual_rows_read_per_second: 310.0,
             apps: vec!["checkout-api".to_owned()],
+            statements: vec!["select * from orders where customer = $1".to_owned()],
         },
         Event::SurveyFailed { pool: payments(), detail: "no answer in time".to_owned() },
         Event::SurveyRecovered { pool: payments() },

@@ -9,6 +9,7 @@ in_both_modes! {
     a_lock_wait_names_who_has_the_lock,
     a_client_that_does_not_read_is_what_the_server_waits_for,
     a_table_that_is_read_from_end_to_end_is_told,
+    a_statement_that_was_never_so_slow_is_looked_into,
     a_server_that_cannot_be_asked_changes_nothing_else,
     a_server_that_does_not_answer_changes_nothing_else,
 }
@@ -71,8 +72,8 @@ async fn a_client_that_does_not_read_is_what_the_server_waits_for(mode: Mode) {
     finish(leash, &database).await;
 }
 
-async fn a_table_that_is_read_from_end_to_end_is_told(mode: Mode) {
-    let (database, mut leash) = leash(mode, &[]).await;
+/// A table that is too large to be read as often as it is, and one that is not.
+async fn two_tables(database: &Database) {
     let setup = database.direct().connect("setup").await;
     setup
         .batch_execute(
@@ -82,6 +83,43 @@ async fn a_table_that_is_read_from_end_to_end_is_told(mode: Mode) {
         .await
         .unwrap();
     setup.close().await;
+}
+
+/// No limit is near, and nothing is reported as slow.
+async fn a_statement_that_was_never_so_slow_is_looked_into(mode: Mode) {
+    let (database, mut leash) = leash(mode, &[("leaks.idle_in_transaction", "10m")]).await;
+    two_tables(&database).await;
+    let reader = leash.endpoint().connect("shop@3.3.0").await;
+    let slow = leash.endpoint().connect("shop@3.3.0").await;
+    let read = async {
+        loop {
+            reader.batch_execute("SELECT count(*) FROM orders WHERE n = 7").await.unwrap();
+        }
+    };
+    let work = async {
+        loop {
+            slow.batch_execute("SELECT count(*) FROM generate_series(1, 20000000) n").await.unwrap();
+        }
+    };
+    let told = tokio::select! {
+        told = leash.event("missing_index_suspected", |_| true) => told,
+        () = read => unreachable!(),
+        () = work => unreachable!(),
+    };
+    assert_eq!((&told["table"], &told["apps"][0]), (&"public.orders".into(), &"shop@3.3.0".into()), "{told}");
+    assert_eq!(
+        told["statements"],
+        serde_json::json!(["select count(*) from generate_series(?) n"]),
+        "{told}"
+    );
+    assert!(leash.events_named("leak_detected").is_empty());
+    drop((reader, slow));
+    finish(leash, &database).await;
+}
+
+async fn a_table_that_is_read_from_end_to_end_is_told(mode: Mode) {
+    let (database, mut leash) = leash(mode, &[]).await;
+    two_tables(&database).await;
     let mut slow = leash.endpoint().raw("shop@3.3.0").await;
     slow.send(&raw::query("SELECT pg_sleep(60)")).await;
     leash.event("leak_detected", |event| event["reason"] == "slow_statement").await;

@@ -2,7 +2,7 @@
 // one request, and wiped; it is kept nowhere, and in no address.
 const CONTROL = document.body.dataset.control;
 const onLoopback = /^(localhost|127(\.\d+){3}|\[::1\])$/.test(location.hostname);
-let asked = null; // the checkout that the dialog is about
+let asked = null; // the checkout that the dialog is about, and its backend: after a restart another may have its number
 
 $("control-note").textContent = !CONTROL ? "Nothing can be taken back from here: control is off." : onLoopback ? ""
   : "To take connections back, open this page through loopback: control is there.";
@@ -15,8 +15,8 @@ function reclaimButton(h) {
 function askToReclaim(id) {
   const h = state.out.get(id);
   if (!h) return;
-  asked = id;
-  $("reclaim-what").textContent = `Checkout ${h.id} in ${h.pool}: ${who(h)}, ${h.client}, session ${h.session}, backend ${h.backend_pid}; held ${span(h.age_seconds)}, idle ${span(h.idle_seconds)}.`;
+  asked = h;
+  $("reclaim-what").textContent = plain(`Checkout ${h.id} in ${h.pool}: ${who(h)}, ${h.client}, session ${h.session}, backend ${h.backend_pid}; held ${span(h.age_seconds)}, idle ${span(h.idle_seconds)}.`);
   tellReclaim("", "open");
   $("reclaim").showModal();
   $("token").focus();
@@ -35,7 +35,7 @@ async function reclaim() {
   if ($("reclaim-yes").disabled) return;
   tellReclaim("Asking.", "asking");
   try {
-    const answer = await fetch(`${CONTROL}/api/v1/checkouts/${encodeURIComponent(asked)}/reclaim`, {
+    const answer = await fetch(`${CONTROL}/api/v1/checkouts/${asked.id}/reclaim?backend_pid=${asked.backend_pid}`, {
       method: "POST", headers: { authorization: "Bearer " + token }, credentials: "omit", cache: "no-store",
       redirect: "error", signal: AbortSignal.timeout(15000) });
     const said = await answer.json();

@@ -1,6 +1,9 @@
 // Elements. Every text becomes a text node: names come from clients.
 const $ = (id) => document.getElementById(id);
 
+/// Text from elsewhere, without what turns the direction of a line.
+const plain = (text) => String(text).replace(/[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+
 /// `attributes` may be just the class.
 function el(tag, attributes, ...children) {
   return dress(document.createElement(tag), attributes, children);
@@ -16,7 +19,7 @@ function dress(node, attributes, children) {
   }
   for (const child of children.flat(3)) {
     if (child === null || child === undefined || child === "") continue;
-    node.append(child instanceof Node ? child : document.createTextNode(String(child)));
+    node.append(child instanceof Node ? child : document.createTextNode(plain(child)));
   }
   return node;
 }
