@@ -2,7 +2,7 @@
 //!
 //! The floors, lowest first; a lower one never imports a higher one (`tests/it/floors.rs` checks):
 //!
-//! 0. [`ids`], [`policy`], [`event`], [`snapshot`], [`fingerprint`], [`wire::frame`], [`wire::startup`],
+//! 0. [`ids`], [`plain`], [`policy`], [`event`], [`snapshot`], [`fingerprint`], [`wire::frame`], [`wire::startup`],
 //!    [`wire::vars`], [`wire::pin`], [`wire::reply`], [`wire::tags`]: names, limits, facts, bytes.
 //! 1. [`activity`], [`history`], [`ledger`], [`judge`], [`forecast`], [`wire::pulse`]: every checkout and its one
 //!    state; evidence in, verdict out. No clock, no I/O, no async, no logging.
@@ -31,6 +31,7 @@ pub mod keeper;
 pub mod ledger;
 pub mod notify;
 pub mod opening;
+pub mod plain;
 pub mod policy;
 pub mod pool;
 pub mod probe;

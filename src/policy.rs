@@ -19,6 +19,16 @@ pub enum Action {
     Reclaim,
 }
 
+impl Action {
+    /// The word for it in `leaks.action`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Action::Observe => "observe",
+            Action::Reclaim => "reclaim",
+        }
+    }
+}
+
 /// The most that may be taken from live holders: a share of the pool per time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {

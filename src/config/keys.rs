@@ -288,10 +288,7 @@ pub const KEYS: &[Key] = &[
                 ("reclaim", |config| config.policy.action = Action::Reclaim),
                 ("observe", |config| config.policy.action = Action::Observe),
             ],
-            show: |config| match config.policy.action {
-                Action::Reclaim => "reclaim",
-                Action::Observe => "observe",
-            },
+            show: |config| config.policy.action.as_str(),
         },
     },
     Key {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::kind::Kind;
 use super::report::Sample;
 use super::scenario::{MINUTES, Phase, Scenario};
+use crate::report::markdown;
 
 /// Columns for each scenario minute.
 const COLUMNS_PER_MINUTE: usize = 4;
@@ -14,8 +15,6 @@ const COLUMNS_PER_MINUTE: usize = 4;
 const COLUMNS: usize = 15 * COLUMNS_PER_MINUTE;
 /// Lines of the chart.
 const ROWS: usize = 8;
-/// A cell filled to none, one, ... eight eighths.
-const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// The pool in one stretch of time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -91,12 +90,12 @@ fn columns(points: &[Point]) -> Vec<Option<Point>> {
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
 fn cell(ratio: f64, row: usize) -> char {
     let eighths = (ratio.clamp(0.0, 1.0) * (ROWS * 8) as f64).round() as usize;
-    EIGHTHS[eighths.saturating_sub(row * 8).min(8)]
+    markdown::cell(eighths, row)
 }
 
 /// One cell for a count: at least a trace of anything above zero.
 fn spark(count: usize, most: usize) -> char {
-    EIGHTHS[(count * 8).div_ceil(most.max(1)).min(8)]
+    markdown::cell((count * 8).div_ceil(most.max(1)), 0)
 }
 
 /// Minutes, and the names of the phases where they begin.

@@ -6,6 +6,7 @@ use super::chart::Point;
 use super::kind::Kind;
 use super::report::{Report, RunReport};
 use super::scenario::{MINUTES, Phase};
+use crate::report::html::escape;
 
 /// The plot, in SVG units; its margins hold the labels.
 const WIDTH: f64 = 960.0;
@@ -267,10 +268,6 @@ impl Plot {
         }
         let _ = writeln!(page, "<path class=\"curve {class}\" d=\"{path}\"/>");
     }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

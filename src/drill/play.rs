@@ -13,7 +13,7 @@ use super::app::{App, Journal};
 use super::child::{EventLine, Heard, Pgleash};
 use super::progress::Progress;
 use super::report::{Payments, RunReport, Sample, Utilization};
-use super::scenario::{Payment, Phase, Scenario, mode_name};
+use super::scenario::{Payment, Phase, Scenario};
 use super::schema::{Schema, SchemaError};
 use super::truth::{Audit, Named, TimedEvent, judge};
 use crate::clock;
@@ -47,7 +47,7 @@ pub struct Stage {
 impl Stage {
     fn log(&self, action: Action) -> Result<Option<File>, DrillError> {
         let Some(events) = &self.events else { return Ok(None) };
-        let path = events.join(format!("{}.log", action_key(action)));
+        let path = events.join(format!("{}.log", action.as_str()));
         let created = std::fs::create_dir_all(events).and_then(|()| File::create(&path));
         created.map(Some).map_err(|error| DrillError::Write { path, error })
     }
@@ -105,7 +105,7 @@ pub async fn play(
     leaks.named_first = named_first(&heard);
     Ok(RunReport {
         name: name(action),
-        action: action_key(action),
+        action: action.as_str(),
         payments: Payments::of(&journal, scenario),
         utilization: Utilization::of(&samples, journal.first_refusal(), scenario),
         leaks,
@@ -127,11 +127,11 @@ fn keys(stage: &Stage, action: Action) -> Vec<(&'static str, String)> {
         ("LISTEN", "127.0.0.1:0".to_owned()),
         ("ADMIN", "127.0.0.1:0".to_owned()),
         ("UPSTREAM_URL", stage.url.clone()),
-        ("POOL_MODE", mode_name(scenario.mode).to_owned()),
+        ("POOL_MODE", scenario.mode.as_str().to_owned()),
         ("POOL_SIZE", scenario.pool_size().to_string()),
         ("POOL_WAIT_TIMEOUT", ms(limits.wait_timeout)),
         ("POOL_MAX_CLIENTS", "10000".to_owned()),
-        ("LEAKS_ACTION", action_key(action).to_owned()),
+        ("LEAKS_ACTION", action.as_str().to_owned()),
         ("LEAKS_IDLE_IN_TRANSACTION", ms(limits.idle_in_transaction)),
         ("LEAKS_IDLE_SESSION", ms(limits.idle_session)),
         ("LEAKS_FLOOR", ms(limits.floor)),
@@ -139,13 +139,6 @@ fn keys(stage: &Stage, action: Action) -> Vec<(&'static str, String)> {
         ("EVENTS_LOG", "stdout".to_owned()),
         ("DRAIN_TIMEOUT", "5s".to_owned()),
     ]
-}
-
-fn action_key(action: Action) -> &'static str {
-    match action {
-        Action::Observe => "observe",
-        Action::Reclaim => "reclaim",
-    }
 }
 
 /// The release's migration: drops the index at its minute, whatever that waits for. Dropping it aborts it.

@@ -307,14 +307,6 @@ impl Scenario {
     }
 }
 
-/// `pool.mode` as it is written.
-pub fn mode_name(mode: PoolMode) -> &'static str {
-    match mode {
-        PoolMode::Session => "session",
-        PoolMode::Transaction => "transaction",
-    }
-}
-
 /// Which checkouts leak: one in each 1/share of them, at a random place within.
 struct Bug {
     mode: PoolMode,
@@ -363,7 +355,7 @@ impl fmt::Display for Scenario {
             "{}, seed {}, {} mode, {} server connections, {} payments/s; {MINUTES} scenario minutes in {} s ({}x)",
             self.kind,
             self.seed,
-            mode_name(self.mode),
+            self.mode.as_str(),
             self.pool_size(),
             self.rate,
             self.length().as_secs_f64(),

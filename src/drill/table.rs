@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 
 use super::chart;
 use super::report::{Report, RunReport};
-use super::scenario::{Leak, Route, mode_name};
+use super::scenario::{Leak, Route};
 use super::stats::Spread;
 use super::truth::Delay;
 
@@ -219,7 +219,7 @@ impl fmt::Display for Report {
             setting.server,
             trim(setting.rate),
             setting.pool_size,
-            mode_name(setting.mode),
+            setting.mode.as_str(),
             trim(setting.minutes * 60.0),
         )?;
         let lines = self.lines();

@@ -14,6 +14,7 @@ use super::schema::Books;
 use super::stats::Spread;
 use crate::event::Reason;
 use crate::policy::Action;
+use crate::report::page::counted;
 
 /// An event of the run, at a time since its beginning.
 pub type TimedEvent = (Duration, EventLine);
@@ -307,10 +308,6 @@ impl fmt::Display for Failing {
             Self::BooksDoNotBalance { run } => write!(f, "the books do not balance ({run})"),
         }
     }
-}
-
-fn counted(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Whether the watchdog did its work: it missed no leak, killed no healthy checkout, and no money was lost.

@@ -7,6 +7,7 @@ use crate::event::{Reason, Suppression};
 
 use super::findings::{Findings, is_proved, told_from};
 use super::story::{Case, Fate, Story};
+use super::timeline::named;
 
 /// One suggestion.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -61,10 +62,7 @@ fn longer(cases: &[&Case], to: Duration) -> Vec<Advice> {
         let rules: Vec<_> = longest.iter().map(|((app, route), pause)| rule(app, *route, *pause)).collect();
         let paused: Vec<_> = longest
             .iter()
-            .map(|((app, _), pause)| {
-                let name = if app.is_empty() { "an application without a name" } else { app };
-                format!("{name} paused for {pause:.0} s")
-            })
+            .map(|((app, _), pause)| format!("{} paused for {pause:.0} s", named(app)))
             .collect();
         let because = format!("{} and went on: no leak. Add it to the rules there are", paused.join(", "));
         return vec![Advice::new(format!("leaks.rules = \"{}\"", rules.join("; ")), because)];

@@ -155,6 +155,7 @@ fn marks(page: &mut String, plot: &Plot<'_>, story: &Story) {
     }
 }
 
-fn escape(text: &str) -> String {
+/// As text, or as the value of an attribute.
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

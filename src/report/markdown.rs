@@ -5,13 +5,12 @@ use std::fmt::Write;
 use super::curve::Curve;
 use super::page::{Block, clock};
 use super::timeline::Weight;
+use crate::plain::acts;
 
 /// Columns of the chart.
 const COLUMNS: usize = 72;
 /// Lines of the chart.
 const ROWS: usize = 8;
-/// A cell filled to none, one, ... eight eighths.
-const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// Writes it out.
 pub fn page(title: &str, blocks: &[Block], curve: &Curve) -> String {
@@ -61,10 +60,7 @@ fn chart(page: &mut String, curve: &Curve) {
     page.push_str("\n```text\n");
     for row in (0..ROWS).rev() {
         let label = if row + 1 == ROWS { most.to_string() } else { String::new() };
-        let cell = |stale: &usize| {
-            let eighths = (*stale * ROWS * 8).div_ceil(most);
-            EIGHTHS[eighths.saturating_sub(row * 8).min(8)]
-        };
+        let cell = |stale: &usize| cell((*stale * ROWS * 8).div_ceil(most), row);
         let cells: String = columns.iter().map(cell).collect();
         let _ = writeln!(page, "{label:>5} │{}", cells.trim_end());
     }
@@ -78,20 +74,21 @@ fn chart(page: &mut String, curve: &Curve) {
     }
 }
 
+/// How a bar that is so many eighths of a row high looks in one row, counted from below.
+pub fn cell(eighths: usize, row: usize) -> char {
+    const FILLED: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    FILLED[eighths.saturating_sub(row * 8).min(8)]
+}
+
 /// What has a meaning in Markdown loses it.
 fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {
             '\\' | '`' | '*' | '[' | ']' | '<' | '>' | '|' => safe.extend(['\\', letter]),
-            _ if letter.is_control() || turns(letter) => safe.push(' '),
+            _ if acts(letter) => safe.push(' '),
             _ => safe.push(letter),
         }
     }
     safe
-}
-
-/// Turns the direction of a line.
-fn turns(letter: char) -> bool {
-    matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -26,6 +26,7 @@ use self::curve::Curve;
 use self::findings::Findings;
 use self::line::Line;
 use self::story::{Story, Window};
+use crate::top::feed::agent;
 
 /// Tell what happened from the event log: who leaked, what was done, whether it was right, what to set
 ///
@@ -148,9 +149,8 @@ const LARGEST: u64 = 64 << 20;
 
 fn ask(story: &mut Story, base: &str) -> Result<(), String> {
     let url = format!("{}/api/v1/events", base.trim_end_matches('/'));
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_global(Some(DEADLINE)).proxy(None).build().new_agent();
-    let mut response = agent.get(&url).call().map_err(|error| format!("cannot ask {url}: {error}"))?;
+    let mut response =
+        agent(DEADLINE).get(&url).call().map_err(|error| format!("cannot ask {url}: {error}"))?;
     let body = response.body_mut().with_config().limit(LARGEST).read_to_vec();
     let body = body.map_err(|error| format!("cannot read {url}: {error}"))?;
     let events: Vec<serde_json::Value> =

@@ -8,7 +8,7 @@ use crate::event::Suppression;
 use super::advice::{Advice, advise};
 use super::findings::{Done, Findings, Holder, Known};
 use super::story::Story;
-use super::timeline::Weight;
+use super::timeline::{Weight, work};
 
 /// A piece of a report. All text is plain: who writes it out escapes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -303,8 +303,7 @@ fn reading(blocks: &mut Vec<Block>, story: &Story) {
 }
 
 fn name(holder: &Holder) -> String {
-    let app = if holder.app.is_empty() { "an application without a name" } else { &holder.app };
-    if holder.route.is_empty() { app.to_owned() } else { format!("{app}, route {}", holder.route) }
+    work(&holder.app, &holder.route)
 }
 
 fn table(header: &[&str], rows: Vec<Vec<String>>) -> Block {

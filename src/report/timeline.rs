@@ -172,11 +172,18 @@ fn key(what: &str, pool: &str, who: &Who, reason: &str) -> String {
 
 /// Who it is, as a person would say it.
 pub fn of(who: &Who) -> String {
-    let app = if who.app.is_empty() { "an application without a name" } else { &who.app };
-    match &who.route {
-        Some(route) => format!("{app}, route {route}"),
-        None => app.to_owned(),
-    }
+    work(&who.app, who.route.as_deref().unwrap_or_default())
+}
+
+/// The same of a kind of work; `route` is empty if it has none.
+pub fn work(app: &str, route: &str) -> String {
+    let app = named(app);
+    if route.is_empty() { app.to_owned() } else { format!("{app}, route {route}") }
+}
+
+/// An application's name.
+pub fn named(app: &str) -> &str {
+    if app.is_empty() { "an application without a name" } else { app }
 }
 
 fn evidence(who: &Who, reason: &str) -> String {

@@ -307,10 +307,7 @@ impl Hub {
 
     /// `leaks.action`, as it is shown.
     pub fn action(&self) -> &'static str {
-        match self.policy.load().action {
-            Action::Observe => "observe",
-            Action::Reclaim => "reclaim",
-        }
+        self.policy.load().action.as_str()
     }
 
     /// The limits in force, as they are told at the start.

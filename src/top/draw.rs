@@ -9,6 +9,7 @@ use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, TableState, 
 use super::feed::{HolderView, PoolView, TopView};
 use super::screen::Screen;
 use crate::ids::Moment;
+use crate::plain::acts;
 
 /// Draws all of it. What cannot be relied on any more is dimmed.
 pub fn draw(frame: &mut Frame, screen: &Screen, now: Moment) {
@@ -195,10 +196,6 @@ fn named(app: &str) -> String {
 
 /// Text from elsewhere, without what would act on a terminal or turn the direction of a line.
 fn plain(text: &str) -> String {
-    let acts = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     text.chars().map(|c| if acts(c) { '\u{fffd}' } else { c }).collect()
 }
 

@@ -76,7 +76,7 @@ pub struct HolderView {
 /// How often a snapshot is asked for.
 pub const PERIOD: Duration = Duration::from_secs(1);
 /// How long an answer may take.
-const DEADLINE: Duration = Duration::from_secs(3);
+pub const DEADLINE: Duration = Duration::from_secs(3);
 /// More than ten thousand checkouts.
 const LARGEST: u64 = 32 << 20;
 
@@ -92,9 +92,9 @@ pub fn ask(agent: &ureq::Agent, base: &str) -> Result<View, String> {
     serde_json::from_slice(&body).map_err(|_| format!("what {url} answers is not a snapshot of pgleash"))
 }
 
-/// An HTTP client for that.
-pub fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder().timeout_global(Some(DEADLINE)).proxy(None).build().new_agent()
+/// An HTTP client for an admin API, which no proxy stands before.
+pub fn agent(deadline: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(deadline)).proxy(None).build().new_agent()
 }
 
 /// Asks again and again, until nobody listens any more.
@@ -104,7 +104,7 @@ pub fn agent() -> ureq::Agent {
 pub fn follow(base: String) -> std::io::Result<mpsc::Receiver<Result<View, String>>> {
     let (tell, told) = mpsc::sync_channel(1);
     thread::Builder::new().name("pgleash-top".into()).spawn(move || {
-        let agent = agent();
+        let agent = agent(DEADLINE);
         while tell.send(ask(&agent, &base)).is_ok() {
             thread::sleep(PERIOD);
         }

@@ -1,7 +1,7 @@
 //! `pgleash top`: the live page in a terminal, of a pgleash here or elsewhere. Floor 4.
 
 mod draw;
-mod feed;
+pub mod feed;
 mod screen;
 
 use std::io;
@@ -48,7 +48,7 @@ pub fn run(base: &str) -> io::Result<()> {
 /// # Errors
 /// Why there is no snapshot.
 pub fn once(base: &str, width: u16) -> Result<String, String> {
-    let view = feed::ask(&feed::agent(), base)?;
+    let view = feed::ask(&feed::agent(feed::DEADLINE), base)?;
     let checkouts: usize = view.pools.iter().map(|pool| pool.holders.len()).sum();
     let height = u16::try_from(checkouts + view.pools.len() + 12).unwrap_or(u16::MAX);
     let mut screen = Screen::new(base.to_owned());

@@ -8,6 +8,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("event", 0),
     ("fingerprint", 0),
     ("ids", 0),
+    ("plain", 0),
     ("policy", 0),
     ("snapshot", 0),
     ("wire::frame", 0),
