@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::door::{self, AuthMethod, DoorMode};
 use super::field::{Fault, Field, address, budget, listen, log_target, rules, show_budget, show_duration};
-use super::{Config, Token, Upstream};
+use super::{Config, Hosts, Token, Upstream};
 use crate::event::Channel;
 use crate::notify::{Target, Template};
 use crate::policy::{Action, Policy, PoolMode};
@@ -36,6 +36,20 @@ pub const KEYS: &[Key] = &[
             form: "an address and port, such as 127.0.0.1:9632 (port 0: any free one)",
             set: |config, text| address(text).map(|value| config.admin = value),
             show: |config| config.admin.to_string(),
+        },
+    },
+    Key {
+        name: "admin_hosts",
+        default: Some("off"),
+        doc: "Names by which a browser may ask for the page and the API of admin, and for control, besides addresses \
+              and localhost. A request by another name is refused with 421. Metrics, health and readiness are \
+              answered by any name.",
+        secret: false,
+        flag: None,
+        field: Field::Text {
+            form: "off, names with commas between, such as pgleash.internal, *.example.com, or * for any",
+            set: |config, text| Hosts::parse(text).map(|value| config.admin_hosts = value),
+            show: |config| config.admin_hosts.to_string(),
         },
     },
     Key {

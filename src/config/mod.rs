@@ -6,6 +6,7 @@
 
 mod door;
 mod field;
+mod hosts;
 pub mod keys;
 mod layers;
 pub mod online;
@@ -28,6 +29,7 @@ use crate::policy::Policy;
 pub use crate::tls::{TlsMode, UpstreamTls};
 pub use door::{Auth, AuthMethod, DoorFiles, DoorMode, DoorTls};
 pub use field::{Fault, Field, Given, Word};
+pub use hosts::Hosts;
 use layers::Assignment;
 pub use layers::{FILE_VARIABLE, Flag, Sources};
 pub use report::{Origin, Problem, Problems};
@@ -41,6 +43,8 @@ pub struct Config {
     pub listen: Listen,
     /// `admin`: where metrics, health, the page and the read-only API are served.
     pub admin: SocketAddr,
+    /// `admin_hosts`: under which names `admin` and `control` answer a browser.
+    pub admin_hosts: Hosts,
     /// `control`: where pause, resume, reload and reclaim are asked for; nowhere if there is none.
     pub control: Option<SocketAddr>,
     /// `control_token`: what who asks must show.
@@ -73,6 +77,7 @@ impl Config {
         Self {
             listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 6432))),
             admin: SocketAddr::from(([127, 0, 0, 1], 9632)),
+            admin_hosts: Hosts::default(),
             control: None,
             control_token: None,
             handover: None,

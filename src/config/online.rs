@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 /// Keys whose new value counts without a restart.
 const ONLINE: &[&str] = &[
+    "admin_hosts",
     "drain_timeout",
     "upstream.url",
     "pool.size",
@@ -47,6 +48,7 @@ impl Config {
             policy: Policy { mode: self.policy.mode, ..read.policy.clone() },
             max_clients: read.max_clients,
             drain_timeout: read.drain_timeout,
+            admin_hosts: read.admin_hosts.clone(),
             ..self.clone()
         };
         Change {
@@ -91,6 +93,7 @@ mod tests {
     #[test]
     fn every_key_that_may_change_is_a_key_and_is_taken_over() {
         let values = [
+            ("admin_hosts", "seven.test"),
             ("drain_timeout", "7s"),
             ("upstream.url", "postgres://app@elsewhere/app"),
             ("pool.size", "7"),

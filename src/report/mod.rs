@@ -26,7 +26,7 @@ use self::curve::Curve;
 use self::findings::Findings;
 use self::line::Line;
 use self::story::{Story, Window};
-use crate::top::feed::agent;
+use crate::top::feed::{agent, get};
 
 /// Tell what happened from the event log: who leaked, what was done, whether it was right, what to set
 ///
@@ -149,10 +149,7 @@ const LARGEST: u64 = 64 << 20;
 
 fn ask(story: &mut Story, base: &str) -> Result<(), String> {
     let url = format!("{}/api/v1/events", base.trim_end_matches('/'));
-    let mut response =
-        agent(DEADLINE).get(&url).call().map_err(|error| format!("cannot ask {url}: {error}"))?;
-    let body = response.body_mut().with_config().limit(LARGEST).read_to_vec();
-    let body = body.map_err(|error| format!("cannot read {url}: {error}"))?;
+    let body = get(&agent(DEADLINE), &url, LARGEST).map_err(|error| format!("cannot ask {url}: {error}"))?;
     let events: Vec<serde_json::Value> =
         serde_json::from_slice(&body).map_err(|_| format!("what {url} answers is no list of events"))?;
     for event in events {

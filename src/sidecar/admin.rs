@@ -10,7 +10,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::middleware::map_response;
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
@@ -19,6 +19,7 @@ use serde::Deserialize;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
 
+use super::hosts::only_by_known_names;
 use super::http::{Bounds, HttpServer, Lease, failure, harden, spawn_bounded};
 use super::page::Page;
 use super::stream::Streams;
@@ -41,6 +42,9 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// The reason, in one sentence.
     fn alive(&self) -> Result<(), String>;
+
+    /// Whether `name`, of a host and without a port, is one by which a browser may ask for the page and the API.
+    fn admits(&self, name: &str) -> bool;
 }
 
 /// Serves on `listener`, which is already bound, until the returned value is stopped or dropped. The page offers to
@@ -74,14 +78,17 @@ impl App {
 }
 
 fn router(app: App) -> Router {
-    Router::new()
+    // A browser shows these to whoever owns the name that it asks by.
+    let private = Router::new()
         .route("/", get(page))
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
         .route("/api/v1/snapshot", get(snapshot))
         .route("/api/v1/events", get(events))
         .route("/api/v1/stream", get(stream))
+        .route_layer(from_fn_with_state(Arc::clone(&app.source), only_by_known_names));
+    private
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(map_response(harden))

@@ -27,6 +27,8 @@ use crate::keeper::{ByHand, reclaim_by_hand};
 use crate::telemetry::{Record, Telemetry};
 
 use super::Hub;
+use super::admin::Source;
+use super::hosts::only_by_known_names;
 use super::http::{Bounds, HttpServer, failure, harden, spawn_bounded};
 use super::origins::{Origins, admit};
 use super::reload::Reloader;
@@ -60,6 +62,7 @@ pub fn spawn(listener: TcpListener, control: Control) -> io::Result<HttpServer> 
 }
 
 fn router(control: Control) -> Router {
+    let source = Arc::clone(&control.hub) as Arc<dyn Source>;
     Router::new()
         .route("/api/v1/pause", post(pause))
         .route("/api/v1/resume", post(resume))
@@ -69,6 +72,7 @@ fn router(control: Control) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(control.clone(), only_who_shows_the_token))
         .layer(from_fn_with_state(control.origins.clone(), admit))
+        .layer(from_fn_with_state(source, only_by_known_names))
         .layer(map_response(harden))
         .with_state(control)
 }

@@ -10,6 +10,7 @@ mod entry;
 pub mod farewell;
 pub mod gate;
 pub mod handover;
+mod hosts;
 pub mod http;
 mod hub;
 pub mod origins;
@@ -336,5 +337,9 @@ impl admin::Source for Hub {
         } else {
             Err(format!("the keeper has not looked at the pools for {:.0} s", silence.as_secs_f64()))
         }
+    }
+
+    fn admits(&self, name: &str) -> bool {
+        self.config.load().admin_hosts.admit(name)
     }
 }

@@ -86,15 +86,34 @@ const LARGEST: u64 = 32 << 20;
 /// Why there is no snapshot.
 pub fn ask(agent: &ureq::Agent, base: &str) -> Result<View, String> {
     let url = format!("{}/api/v1/snapshot", base.trim_end_matches('/'));
-    let mut response = agent.get(&url).call().map_err(|error| error.to_string())?;
-    let body = response.body_mut().with_config().limit(LARGEST).read_to_vec();
-    let body = body.map_err(|error| error.to_string())?;
+    let body = get(agent, &url, LARGEST)?;
     serde_json::from_slice(&body).map_err(|_| format!("what {url} answers is not a snapshot of pgleash"))
+}
+
+/// What is at `url`, up to `limit` bytes.
+///
+/// # Errors
+/// Why there is nothing; in its own words where a pgleash refuses.
+pub fn get(agent: &ureq::Agent, url: &str, limit: u64) -> Result<Vec<u8>, String> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        error: String,
+    }
+    let mut response = agent.get(url).call().map_err(|error| error.to_string())?;
+    let body = response.body_mut().with_config().limit(limit).read_to_vec();
+    let body = body.map_err(|error| error.to_string())?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let said = serde_json::from_slice(&body).map(|Refusal { error }| format!(": {error}"));
+    Err(format!("{url} answers {status}{}", said.unwrap_or_default()))
 }
 
 /// An HTTP client for an admin API, which no proxy stands before.
 pub fn agent(deadline: Duration) -> ureq::Agent {
-    ureq::Agent::config_builder().timeout_global(Some(deadline)).proxy(None).build().new_agent()
+    let config = ureq::Agent::config_builder().timeout_global(Some(deadline)).proxy(None);
+    config.http_status_as_error(false).build().new_agent()
 }
 
 /// Asks again and again, until nobody listens any more.

@@ -31,6 +31,9 @@ async fn nobody_is_heard_without_the_token() {
     assert_eq!((status, &answer["result"]), (404, &json!("unknown")));
     let (status, answer) = leash.post("/api/v1/reload").await;
     assert_eq!((status, answer), (200, json!({ "changed": [], "needs_restart": [] })));
+    let as_another = format!("Bearer {TOKEN}\r\nHost: evil.test");
+    let (status, body) = leash.control("POST /api/v1/pause", &as_another).await;
+    assert_eq!(status, 421, "a page of somebody else's that took this address: {body}");
     // The admin listener only reads, whatever is shown to it.
     assert_eq!(leash.get("/api/v1/pause").await.0, 404);
     let told: String = leash.events().iter().map(ToString::to_string).collect();

@@ -63,6 +63,21 @@ async fn a_pool_grows_and_shrinks_and_nobody_loses_a_connection(mode: Mode) {
     finish(leash, &database).await;
 }
 
+#[tokio::test]
+async fn a_name_counts_as_soon_as_it_is_in_the_file() {
+    let database = Server::shared().database().await;
+    let mut leash = Leash::on(&database).file("admin_hosts = \"off\"\n").start().await;
+    let by_name = "http://pgleash.test/api/v1/snapshot";
+    let (status, said) = leash.get(by_name).await;
+    assert!(status == 421 && said.contains("admin_hosts"), "{status} {said}");
+    leash.rewrite("admin_hosts = \"*.test\"\n");
+    let reloaded = leash.event("reloaded", |_| true).await;
+    assert_eq!(reloaded["changed"], json!(["admin_hosts: off -> *.test"]), "{reloaded}");
+    assert_eq!(leash.get(by_name).await.0, 200);
+    assert_eq!(leash.get("http://pgleash.example/api/v1/snapshot").await.0, 421);
+    finish(leash, &database).await;
+}
+
 async fn another_server_gets_the_next_transactions(mode: Mode) {
     let (one, other) = (Server::private(), Server::private());
     let (before, after) = (one.database_named("shop").await, other.database_named("shop").await);

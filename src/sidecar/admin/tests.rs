@@ -43,6 +43,9 @@ impl Source for Incident {
     fn alive(&self) -> Result<(), String> {
         self.verdict()
     }
+    fn admits(&self, name: &str) -> bool {
+        name == "pgleash.test"
+    }
 }
 
 #[test]
@@ -185,9 +188,31 @@ fn an_unknown_path_and_a_wrong_method_are_json_errors() {
 
     for path in ["/", "/metrics", "/api/v1/snapshot"] {
         let answer =
-            running.ask(&format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}"));
+            running.ask(&format!("POST {path} HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 2\r\n\r\n{{}}"));
         assert_eq!((answer.status, answer.header("allow")), (405, "GET,HEAD"), "{path}");
         assert_eq!(answer.json()["error"], "this listener only reads: use GET");
+    }
+}
+
+#[test]
+fn what_a_browser_shows_is_told_by_known_names_only() {
+    let running = Running::start();
+    let status = |path: &str, line: &str| running.ask(&format!("GET {path} HTTP/1.1\r\n{line}\r\n")).status;
+    for path in ["/", "/api/v1/snapshot", "/api/v1/events"] {
+        for known in ["", "Host:\r\n", "Host: pgleash.test:80\r\n", "Host: 10.0.0.5:9632\r\n"] {
+            assert_eq!(status(path, known), 200, "{path} {known:?}");
+        }
+        for foreign in ["evil.test", "pgleash.test.evil.test", "localhost\r\nHost: evil.test", "\u{e9}"] {
+            assert_eq!(status(path, &format!("Host: {foreign}\r\n")), 421, "{path} {foreign:?}");
+        }
+        assert_eq!(status(&format!("http://evil.test{path}"), "Host: localhost\r\n"), 421, "{path}");
+    }
+    assert_eq!(status("/api/v1/stream", "Host: evil.test\r\n"), 421);
+    let said = running.ask("GET / HTTP/1.1\r\nHost: evil.test:9632\r\n\r\n");
+    let error = said.json()["error"].as_str().unwrap().to_owned();
+    assert!(error.contains("the name evil.test: ask") && error.contains("admin_hosts"), "{error}");
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(status(path, "Host: evil.test\r\n"), 200, "{path}: Prometheus and probes use any name");
     }
 }
 
@@ -250,7 +275,7 @@ fn clients_that_do_not_read_are_cut_off_and_make_room() {
     let slow: Vec<TcpStream> = (0..4)
         .map(|_| {
             let mut slow = running.connect();
-            slow.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            slow.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
             slow
         })
         .collect();
