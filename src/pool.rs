@@ -32,6 +32,7 @@ use crate::slots::Slots;
 use crate::snapshot::PoolSnapshot;
 use crate::survey::Survey;
 use crate::valve::{Flow, Valve};
+use crate::wire::prepared::Library;
 
 pub use crate::dial::describe;
 
@@ -82,6 +83,8 @@ pub(crate) struct Inner {
     /// Connections by the address of their statement cache: the one identity that deadpool shows of an
     /// object both in the pool and out of it.
     roster: Mutex<BTreeMap<usize, Arc<ServerConn>>>,
+    /// What the pool's clients have prepared.
+    library: Arc<Library>,
     pub(crate) janitor: mpsc::UnboundedSender<Job>,
     welcome: ArcSwapOption<BTreeMap<String, String>>,
 }
@@ -148,6 +151,7 @@ impl WatchedPool {
             target: ArcSwap::from_pointee(target.clone()),
             objects: OnceLock::new(),
             roster: Mutex::default(),
+            library: Arc::default(),
             janitor,
             welcome: ArcSwapOption::empty(),
             key,
@@ -219,6 +223,11 @@ impl WatchedPool {
     /// Which (database, user) it serves.
     pub fn key(&self) -> &PoolKey {
         &self.0.key
+    }
+
+    /// What its clients have prepared.
+    pub fn library(&self) -> Arc<Library> {
+        Arc::clone(&self.0.library)
     }
 
     /// Everything there is to show, now.

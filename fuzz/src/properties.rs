@@ -190,7 +190,7 @@ struct Renaming {
 
 impl Default for Renaming {
     fn default() -> Self {
-        let (mut names, mut prepared) = (Names::default(), Prepared::default());
+        let (mut names, mut prepared) = (Names::new(Default::default()), Prepared::default());
         prepared.begin(&mut names);
         Self {
             names,
@@ -249,7 +249,7 @@ impl Renaming {
             told.extend(heard.drain(..taken).skip(dropped));
             if cutter.at_boundary() {
                 pulse.sent(*sending);
-                prepared.up_ends(Pins::default(), pulse);
+                prepared.up_ends(Pins::default(), names, pulse);
                 told.append(prepared.out());
             }
         }

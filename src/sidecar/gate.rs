@@ -138,7 +138,7 @@ pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
             let up = Pipe::new(Direction::Frontend);
             let own = Arc::clone(&vars);
             let (place, client) = (Some(place), caller.io);
-            let names = Names::default();
+            let names = Names::new(pool.library());
             let reader = Reader::new();
             let news = Vec::new();
             Session { place, hub, pool, holder, shared, client, up, vars, own, names, reader, news }

@@ -180,6 +180,7 @@ impl Words {
     pub fn settle(&mut self) {
         let ended = std::mem::take(&mut self.ended);
         self.pinned = self.pinned.without(ended.pins.without(self.fresh));
+        self.pinned = self.pinned.without(Pins::SETTING_IN_TRANSACTION);
         self.resets.join(&ended.resets);
         (self.fresh, self.asked) = Default::default();
     }
@@ -197,6 +198,11 @@ impl Words {
     /// The same, after the client's own parameters have been set again.
     pub fn restored(self) -> Self {
         Self { resets: Resets::default(), applied: Applied::Known, ..self }
+    }
+
+    /// Whether what a text means to the server is told by the session's parameters alone.
+    pub fn is_plain(&self) -> bool {
+        self.pinned.is_empty() && self.resets.is_empty() && self.applied == Applied::Known
     }
 
     /// Why the connection has to be kept; `None` if it has not.

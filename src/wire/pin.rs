@@ -46,6 +46,10 @@ impl Pins {
     /// Every pin.
     pub const ALL: Pins = Pins(u16::MAX);
 
+    /// No pin: a setting that is perhaps undone with the transaction. Until that is over, what a text means is
+    /// not known from the session's parameters.
+    pub const SETTING_IN_TRANSACTION: Pins = Pins(1 << 15);
+
     /// This one alone.
     pub const fn of(pin: Pin) -> Self {
         Pins(1 << pin as u16)

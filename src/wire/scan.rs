@@ -287,6 +287,9 @@ impl Scanner {
     /// SET and its like count only at the beginning of a statement: `UPDATE t SET ...` is innocent.
     fn statement_word(&mut self, word: &[u8]) {
         let at_start = std::mem::take(&mut self.at_start);
+        if (at_start || self.block) && matches!(word, b"set" | b"reset" | b"discard" | b"do" | b"call") {
+            self.found.pins = self.found.pins.and(Pins::SETTING_IN_TRANSACTION);
+        }
         let pin = match (std::mem::take(&mut self.set), word) {
             (Set::No, b"do") if at_start => {
                 (self.block, self.wary) = (true, true);

@@ -1,6 +1,7 @@
 //! Run-time parameters that follow a client from server connection to server connection. Floor 0.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 /// Parameters by lower-case name.
 pub type Vars = BTreeMap<String, String>;
@@ -20,6 +21,17 @@ const FOLLOWED: [&str; 9] = [
     "scram_iterations",
     "search_path",
 ];
+
+/// What the parameters have to do with the meaning of a statement's text: two clients with the same mean the
+/// same by the same text. Only a name that has no meaning is left out.
+pub fn meaning(vars: &Vars) -> String {
+    let mut all = String::new();
+    for (name, value) in vars.iter().filter(|(name, _)| *name != "application_name") {
+        // A value may hold anything: its length tells where it ends.
+        let _ = write!(all, "{name}={}:{value};", value.len());
+    }
+    all
+}
 
 /// Which of the parameters that can be followed a server reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,6 +27,7 @@ mod prepared;
 mod protocol;
 mod reload;
 mod report;
+mod sharing;
 mod slow;
 mod support;
 mod tls;

@@ -28,7 +28,7 @@ impl Relay<'_> {
 
     /// Looks at what the client sent, up to what may go on.
     pub(super) fn walk_up(&mut self) -> Result<(), End> {
-        let Self { up, wire, words, names, sending, reader, said, tether, .. } = self;
+        let Self { up, wire, words, names, vars, sending, reader, said, tether, .. } = self;
         let Wire { pulse, prepared, .. } = &mut **wire;
         while !pulse.is_full() && !prepared.is_full() && !pulse.holds() {
             let place = up.place();
@@ -40,6 +40,9 @@ impl Relay<'_> {
                 }
                 Cut::Frame(frame, taken) => {
                     *sending = frame.tag;
+                    if let Some(names) = names {
+                        names.follow(vars, words.is_plain());
+                    }
                     let fate = names.as_mut().map_or(Up::Pass, |names| prepared.up(frame, names, pulse));
                     if fate != Up::Wait {
                         pulse.begun(frame.tag);
@@ -73,8 +76,8 @@ impl Relay<'_> {
                 pulse.sent(*sending);
                 let found = words.frame_ends();
                 said.extend(reader.frame_ends(*sending, &tether.activity).into_iter().flatten());
-                if names.is_some() {
-                    prepared.up_ends(found, pulse);
+                if let Some(names) = names {
+                    prepared.up_ends(found, names, pulse);
                     up.put(prepared.out());
                     words.pin(prepared.take_pins());
                 }

@@ -158,12 +158,11 @@ impl Prepared {
             What::Check(wanted, number) => {
                 let told = self.reading.take();
                 let same = told.shape == wanted.shape;
-                let text = wanted.text.clone();
-                let pins = wanted.pins;
                 let made = if same {
                     wanted
                 } else {
-                    names.shared(Statement { text, types: told.types, shape: told.shape, pins })
+                    let (scope, text, pins) = (wanted.scope.clone(), wanted.text.clone(), wanted.pins);
+                    names.shared(Statement { scope, text, types: told.types, shape: told.shape, pins })
                 };
                 self.shelf.put(made, number);
                 self.course = if same { Course::Clear } else { Course::Fails };
@@ -294,5 +293,6 @@ impl Prepared {
 
 fn statement(draft: Draft, told: Told) -> Statement {
     let sql = text::cstr(&draft.body).map_or(draft.body.len(), |(sql, _)| sql.len() + 1);
-    Statement { text: draft.body[..sql].into(), types: told.types, shape: told.shape, pins: draft.pins }
+    let Draft { body, pins, scope } = draft;
+    Statement { scope, text: body[..sql].into(), types: told.types, shape: told.shape, pins }
 }

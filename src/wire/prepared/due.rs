@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::names::Told;
 use super::shelf::Number;
-use super::statement::Statement;
+use super::statement::{Scope, Statement};
 use crate::wire::pin::Pins;
 
 /// One reply that is due, and what becomes of it.
@@ -80,6 +80,8 @@ pub struct Draft {
     pub body: Vec<u8>,
     /// What it leaves behind.
     pub pins: Pins,
+    /// Who may use it.
+    pub scope: Scope,
 }
 
 impl Due {

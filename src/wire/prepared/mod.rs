@@ -34,6 +34,7 @@ use shelf::{Number, Shelf};
 
 pub use down::Down;
 pub use names::Names;
+pub use statement::Library;
 pub use up::Up;
 
 /// One server connection's prepared statements, and what is due on it.
@@ -133,6 +134,7 @@ impl Prepared {
         (self.course, self.copy, self.parsing) = Default::default();
         self.reading = down::Reading::default();
         self.bound = None;
+        self.shelf.take_back();
         names.arrive();
     }
 

@@ -4,15 +4,22 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::shelf::Number;
-use super::statement::{Library, Shape, Statement};
+use super::statement::{Library, Scope, Shape, Statement};
+use super::text;
 use crate::wire::pin::Pins;
+use crate::wire::vars::{self, Vars};
 
 /// A client's prepared statements by the names it gave them, and its unnamed one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Names {
-    /// This client's alone: the server reads a text by the settings of the moment (its literals by TimeZone
-    /// and DateStyle, for one), so the same text is not the same statement for a client with others.
-    library: Library,
+    /// Those of the pool's clients.
+    library: Arc<Library>,
+    /// Told from others of the pool by this.
+    client: u64,
+    /// The client's parameters.
+    vars: Arc<Vars>,
+    /// Whether these alone are what is set on the connection now.
+    plain: bool,
     named: HashMap<Arc<[u8]>, Held>,
     /// Bytes of the statements that can be made anywhere, shared or not.
     kept: usize,
@@ -80,9 +87,44 @@ impl Names {
     /// So do statements beyond this many bytes in all.
     const MOST_BYTES: usize = 16 * 1024 * 1024;
 
+    /// Of one of the clients who share this library.
+    pub fn new(library: Arc<Library>) -> Self {
+        Self {
+            client: library.new_client(),
+            library,
+            vars: Arc::default(),
+            plain: false,
+            named: HashMap::new(),
+            kept: 0,
+            unnamed: Unnamed::default(),
+        }
+    }
+
     /// The client gets a connection that others have had since.
     pub fn arrive(&mut self) {
         self.unnamed.place = Place::Elsewhere;
+    }
+
+    /// What is set on the connection now: `vars`, and nothing else if it is `plain`.
+    pub fn follow(&mut self, vars: &Arc<Vars>, plain: bool) {
+        self.plain = plain;
+        if !Arc::ptr_eq(&self.vars, vars) {
+            self.vars = Arc::clone(vars);
+        }
+    }
+
+    /// Whether what is made now means the same to every client with the same parameters.
+    pub const fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// Who may use a statement with this text that is parsed now.
+    pub fn scope(&self, text: &[u8]) -> Scope {
+        if self.plain && !text::tells_the_time(text) {
+            Scope::Settings(vars::meaning(&self.vars).into())
+        } else {
+            Scope::Client(self.client)
+        }
     }
 
     /// What the client calls by this name.
@@ -110,7 +152,7 @@ impl Names {
     }
 
     /// The one copy of a statement.
-    pub fn shared(&mut self, statement: Statement) -> Arc<Statement> {
+    pub fn shared(&self, statement: Statement) -> Arc<Statement> {
         self.library.shared(statement)
     }
 

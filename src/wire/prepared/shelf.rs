@@ -1,6 +1,7 @@
 //! Which statements are prepared on one server connection, and under which numbers. Floor 1.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::statement::Statement;
@@ -20,6 +21,8 @@ pub struct Shelf {
     uses: u64,
     /// Statements that the server still has and nobody will use.
     discarded: Vec<Number>,
+    /// Copies that were made while the client had more set than others know of: for it alone.
+    borrowed: Vec<Number>,
 }
 
 #[derive(Debug)]
@@ -47,14 +50,18 @@ impl Shelf {
         Some(slot.number)
     }
 
-    /// The statement has been prepared under this number. An older copy of it, or the statement of
-    /// longest disuse, is discarded.
+    /// The statement has been prepared under this number. If there was a copy of it, that stays, with the
+    /// plans that the server has made for it, and the new one is discarded; else, where there is no room, the
+    /// statement of longest disuse.
     pub fn put(&mut self, statement: Arc<Statement>, number: Number) {
         self.uses += 1;
         let slot = Slot { number, used: self.uses, statement };
-        let key = address(&slot.statement);
-        if let Some(older) = self.slots.insert(key, slot) {
-            self.discarded.push(older.number);
+        match self.slots.entry(address(&slot.statement)) {
+            Entry::Occupied(mut older) => {
+                older.get_mut().used = slot.used;
+                return self.discarded.push(number);
+            }
+            Entry::Vacant(room) => drop(room.insert(slot)),
         }
         if self.slots.len() > Self::CAPACITY
             && let Some(oldest) = self.slots.iter().min_by_key(|(_, slot)| slot.used).map(|(key, _)| *key)
@@ -81,6 +88,20 @@ impl Shelf {
         }
     }
 
+    /// What will be put here under this number is for the client that has the connection now.
+    pub fn borrowed(&mut self, number: Number) {
+        self.borrowed.push(number);
+    }
+
+    /// The next client comes: what was made for the one before alone is of no use.
+    pub fn take_back(&mut self) {
+        for number in std::mem::take(&mut self.borrowed) {
+            if self.slots.values().any(|slot| slot.number == number) {
+                self.discard(number);
+            }
+        }
+    }
+
     /// Those to be closed at the server.
     pub fn take_discarded(&mut self) -> Vec<Number> {
         std::mem::take(&mut self.discarded)
@@ -90,6 +111,7 @@ impl Shelf {
     pub fn clear(&mut self) {
         self.slots.clear();
         self.discarded.clear();
+        self.borrowed.clear();
     }
 }
 
@@ -99,12 +121,13 @@ fn address(statement: &Arc<Statement>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::statement::Shape;
+    use super::super::statement::{Scope, Shape};
     use super::*;
     use crate::wire::pin::Pins;
 
     fn statement(n: usize) -> Arc<Statement> {
         Arc::new(Statement {
+            scope: Scope::Client(1),
             text: n.to_string().into_bytes().into(),
             types: [0, 0].into(),
             shape: Shape::of(b'n', b""),
@@ -130,13 +153,26 @@ mod tests {
     }
 
     #[test]
-    fn of_two_copies_the_older_is_discarded() {
+    fn of_two_copies_the_older_stays() {
         let mut shelf = Shelf::default();
         let one = statement(1);
         shelf.put(Arc::clone(&one), 1);
         shelf.put(Arc::clone(&one), 2);
-        assert_eq!((shelf.take_discarded(), shelf.find(&one)), (vec![1], Some(2)));
-        shelf.lost(2);
+        assert_eq!((shelf.take_discarded(), shelf.find(&one)), (vec![2], Some(1)));
+        shelf.lost(1);
         assert_eq!((shelf.take_discarded(), shelf.find(&one)), (vec![], None));
+    }
+
+    #[test]
+    fn what_was_made_under_passing_settings_goes_with_its_client() {
+        let mut shelf = Shelf::default();
+        let (one, two) = (statement(1), statement(2));
+        shelf.borrowed(1);
+        shelf.put(Arc::clone(&one), 1);
+        shelf.put(Arc::clone(&two), 2);
+        assert_eq!(shelf.find(&one), Some(1), "it is there for the one who asked for it");
+        shelf.take_back();
+        assert_eq!((shelf.find(&one), shelf.find(&two)), (None, Some(2)));
+        assert_eq!(shelf.take_discarded(), [1]);
     }
 }

@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::wire::pin::Pins;
 
 /// A prepared statement, told from others by its content: the text, the parameters' types as the server
-/// resolved them, and the rows that it gives.
+/// resolved them, the rows that it gives, and whose it is.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Statement {
+    /// Whose it is.
+    pub scope: Scope,
     /// The text, with its NUL.
     pub text: Box<[u8]>,
     /// Parameter types as Parse has them: their number, then their oids.
@@ -18,6 +21,17 @@ pub struct Statement {
     pub shape: Shape,
     /// What it leaves behind on the connection that runs it.
     pub pins: Pins,
+}
+
+/// Who may use a statement that one client has prepared. The server reads a text by the settings of the
+/// moment (its literals by TimeZone and DateStyle, for one), so the same text is not the same statement for
+/// a client with others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Clients of the pool with these settings.
+    Settings(Box<str>),
+    /// This client alone.
+    Client(u64),
 }
 
 /// The row type of a statement, as far as the server compares it when it makes a plan anew: names,
@@ -50,12 +64,18 @@ fn columns(body: &[u8]) -> Option<Vec<u8>> {
     Some(kept)
 }
 
-/// One copy of each statement of a client, however many names and connections have it.
+/// One copy of each statement of a pool's clients, however many names and connections have it.
 ///
 /// It keeps none alive: a statement goes when the last name and the last connection that have it do.
 #[derive(Debug, Default)]
 pub struct Library {
-    known: HashMap<u64, Weak<Statement>>,
+    known: Mutex<Known>,
+    clients: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    statements: HashMap<u64, Weak<Statement>>,
     /// At this many entries those of statements that have gone are dropped.
     sweep_at: usize,
 }
@@ -63,21 +83,27 @@ pub struct Library {
 impl Library {
     const SWEEP_FROM: usize = 256;
 
+    /// A number that no other client has.
+    pub fn new_client(&self) -> u64 {
+        self.clients.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// The one copy of this statement.
-    pub fn shared(&mut self, statement: Statement) -> Arc<Statement> {
+    pub fn shared(&self, statement: Statement) -> Arc<Statement> {
         let mut hasher = DefaultHasher::new();
         statement.hash(&mut hasher);
         let key = hasher.finish();
-        if let Some(known) = self.known.get(&key).and_then(Weak::upgrade) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.statements.get(&key).and_then(Weak::upgrade) {
             // Of two with the same hash the second is not shared, which does no harm.
             return if *known == statement { known } else { Arc::new(statement) };
         }
-        if self.known.len() >= self.sweep_at {
-            self.known.retain(|_, known| known.strong_count() > 0);
-            self.sweep_at = (2 * self.known.len()).max(Self::SWEEP_FROM);
+        if known.statements.len() >= known.sweep_at {
+            known.statements.retain(|_, known| known.strong_count() > 0);
+            known.sweep_at = (2 * known.statements.len()).max(Self::SWEEP_FROM);
         }
         let shared = Arc::new(statement);
-        self.known.insert(key, Arc::downgrade(&shared));
+        known.statements.insert(key, Arc::downgrade(&shared));
         shared
     }
 }
@@ -88,6 +114,7 @@ mod tests {
 
     fn statement(text: &str) -> Statement {
         Statement {
+            scope: Scope::Client(1),
             text: text.as_bytes().into(),
             types: [0, 0].into(),
             shape: Shape::of(b'n', b""),
@@ -97,15 +124,16 @@ mod tests {
 
     #[test]
     fn the_same_statement_is_kept_once_and_goes_with_its_last_user() {
-        let mut library = Library::default();
+        let library = Library::default();
         let one = library.shared(statement("select 1\0"));
         assert!(Arc::ptr_eq(&one, &library.shared(statement("select 1\0"))));
         assert!(!Arc::ptr_eq(&one, &library.shared(statement("select 2\0"))));
         for n in 0..10 * Library::SWEEP_FROM {
             library.shared(statement(&n.to_string()));
         }
-        assert!(library.known.len() <= Library::SWEEP_FROM, "{}", library.known.len());
-        assert!(library.known.values().any(|known| known.ptr_eq(&Arc::downgrade(&one))));
+        let known = library.known.lock().unwrap();
+        assert!(known.statements.len() <= Library::SWEEP_FROM, "{}", known.statements.len());
+        assert!(known.statements.values().any(|known| known.ptr_eq(&Arc::downgrade(&one))));
     }
 
     #[test]

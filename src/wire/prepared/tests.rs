@@ -87,7 +87,7 @@ struct Scene {
 impl Scene {
     fn new(cuts: Vec<usize>) -> Self {
         let mut scene = Self {
-            names: Names::default(),
+            names: Names::new(Arc::default()),
             servers: Default::default(),
             at: 0,
             up: Vec::new(),
@@ -101,6 +101,7 @@ impl Scene {
         };
         scene.servers[1].2.statements.insert(Vec::new(), b"a stranger's".to_vec());
         scene.servers[0].2.statements.insert(Vec::new(), b"a stranger's".to_vec());
+        scene.names.follow(&Arc::default(), true);
         scene.servers[0].0.begin(&mut scene.names);
         scene
     }
@@ -170,7 +171,7 @@ impl Scene {
             self.up.drain(..taken);
             if self.cutter.at_boundary() {
                 pulse.sent(self.sending);
-                prepared.up_ends(Pins::default(), pulse);
+                prepared.up_ends(Pins::default(), &self.names, pulse);
                 passed.append(prepared.out());
             }
         }

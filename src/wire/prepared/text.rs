@@ -48,6 +48,21 @@ fn after_word<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
     (ends && head.eq_ignore_ascii_case(word)).then(|| rest.trim_ascii_start())
 }
 
+/// Whether a text may have a literal in it that the server reads as the moment at which it is parsed (`'now'`,
+/// `'today'` and the like, "Date/Time Types"): a statement with it is as old as its Parse.
+pub fn tells_the_time(text: &[u8]) -> bool {
+    const WORDS: [&[u8]; 4] = [b"now", b"today", b"tomorrow", b"yesterday"];
+    let letter = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+    WORDS.iter().any(|word| {
+        let places = text.windows(word.len()).enumerate().filter(|(_, part)| part.eq_ignore_ascii_case(word));
+        places.map(|(at, _)| at).any(|at| {
+            let before = at.checked_sub(1).and_then(|before| text.get(before));
+            let after = text.get(at + word.len());
+            !letter(before) && !letter(after) && after != Some(&b'(')
+        })
+    })
+}
+
 /// Up to the first NUL, and what follows it.
 pub fn cstr(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = memchr::memchr(0, body)?;
@@ -121,6 +136,16 @@ pub fn told(parameters: &[u8], tag: u8, rows: &[u8]) -> Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_literal_may_be_of_the_moment() {
+        for text in ["SELECT 'now'::timestamptz", "select date 'Today'", "select ' tomorrow '::date", "now"] {
+            assert!(tells_the_time(text.as_bytes()), "{text}");
+        }
+        for text in ["select now()", "select known, today_s from yesterdays", "", "no"] {
+            assert!(!tells_the_time(text.as_bytes()), "{text}");
+        }
+    }
 
     #[test]
     fn a_name_is_read_as_the_server_reads_it() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::due::{Draft, Failure, What};
 use super::names::{Held, Names};
 use super::shelf::{NOBODY, Number};
-use super::statement::Statement;
+use super::statement::{Scope, Statement};
 use super::{After, Change, Copy, Course, Found, Parsing, Prepared, text};
 use crate::wire::frame::{Frame, HEADER};
 use crate::wire::pin::{Pin, Pins};
@@ -136,15 +136,15 @@ impl Prepared {
     }
 
     /// The frame has ended; `found` is what its text leaves behind.
-    pub fn up_ends(&mut self, found: Pins, pulse: &mut Pulse) {
-        self.learn(found, pulse);
+    pub fn up_ends(&mut self, found: Pins, names: &Names, pulse: &mut Pulse) {
+        self.learn(found, names, pulse);
         // Unasked, the server might keep its replies to itself until the client has sent what has to wait.
         if self.due.is_heavy() {
             self.say(pulse, b'H', &[]);
         }
     }
 
-    fn learn(&mut self, found: Pins, pulse: &mut Pulse) {
+    fn learn(&mut self, found: Pins, names: &Names, pulse: &mut Pulse) {
         match std::mem::take(&mut self.parsing) {
             Parsing::No => {}
             Parsing::Unnamed => self.unnamed_parsed(found),
@@ -156,7 +156,8 @@ impl Prepared {
                     Some(Change::Make(name, ..)) => Some((Arc::clone(name), number)),
                     _ => None,
                 };
-                self.due.push(What::Learn(Box::new(Draft { body, pins: found })), name);
+                let scope = names.scope(&body);
+                self.due.push(What::Learn(Box::new(Draft { body, pins: found, scope })), name);
             }
             Parsing::Long => {
                 self.made_with(found);
@@ -209,7 +210,7 @@ impl Prepared {
                 self.rename(frame, at, name, NOBODY)
             }
             Found::Held(known, held) => {
-                let Some((number, pins)) = self.fetch(held, pulse) else { return Up::Wait };
+                let Some((number, pins)) = self.fetch(held, names, pulse) else { return Up::Wait };
                 if matches!(what, What::Bind) {
                     self.pins = pins;
                 }
@@ -250,7 +251,7 @@ impl Prepared {
     }
 
     /// The number of a statement here. If it is not here, it is asked for, and the client's frame waits.
-    fn fetch(&mut self, held: Held, pulse: &mut Pulse) -> Option<(Number, Pins)> {
+    fn fetch(&mut self, held: Held, names: &Names, pulse: &mut Pulse) -> Option<(Number, Pins)> {
         let way = match held {
             Held::Here(number, pins) => Way::Here(number, pins),
             Held::Anywhere(statement) => match self.shelf.find(&statement) {
@@ -261,7 +262,7 @@ impl Prepared {
         match way {
             Way::Here(number, pins) => Some((number, pins)),
             Way::There(statement) => {
-                self.make_here(statement, pulse);
+                self.make_here(statement, names, pulse);
                 None
             }
         }
@@ -274,9 +275,12 @@ impl Prepared {
         self.due.push(What::Stub, None);
     }
 
-    fn make_here(&mut self, statement: Arc<Statement>, pulse: &mut Pulse) {
+    fn make_here(&mut self, statement: Arc<Statement>, names: &Names, pulse: &mut Pulse) {
         self.say_discards(pulse);
         let number = self.shelf.new_number();
+        if !names.is_plain() && matches!(statement.scope, Scope::Settings(_)) {
+            self.shelf.borrowed(number);
+        }
         let name = text::name_of(number);
         self.say(pulse, b'P', &[&name, &statement.text, &statement.types]);
         self.due.push(What::Copy, None);

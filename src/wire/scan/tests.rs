@@ -85,7 +85,7 @@ fn nothing_hides_behind_a_quote_that_is_none() {
 fn what_ends_state_is_told() {
     let ends = |sql: &str| {
         let found = found(sql);
-        (found.resets, found.releases, found.pins)
+        (found.resets, found.releases, found.pins.without(Pins::SETTING_IN_TRANSACTION))
     };
     let none = Pins::default();
     assert_eq!(ends("DISCARD ALL"), (Resets::all(), none, none));
@@ -103,6 +103,25 @@ fn what_ends_state_is_told() {
     assert_eq!(ends("reset work_mem"), (reset("work_mem"), none, Pins::of(Pin::Setting)));
     assert_eq!(ends("select pg_advisory_unlock_all()"), (none_reset(), Pins::of(Pin::AdvisoryLock), none));
     assert_eq!(ends("select 'reset all'"), (none_reset(), none, none));
+}
+
+#[test]
+fn a_setting_counts_until_the_transaction_is_over() {
+    let set = |sql: &str| !found(sql).pins.within(Pins::SETTING_IN_TRANSACTION).is_empty();
+    for text in [
+        "SET LOCAL search_path = a",
+        "begin; set timezone to 'UTC'",
+        "/* so */ reset datestyle",
+        "discard all",
+        "do $$ begin set local array_nulls = off; end $$",
+        "call change_settings()",
+    ] {
+        assert!(set(text), "{text}");
+    }
+    for text in ["update t set x = 1", "select 'set'", "begin", "select set from reset"] {
+        assert!(!set(text), "{text}");
+    }
+    assert_eq!(pin("set local work_mem = '1GB'"), None, "the client keeps nothing for it");
 }
 
 #[test]
