@@ -22,11 +22,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::clock;
 use crate::ids::Moment;
+
+use super::room::{Place, Room};
 
 /// A running server. Dropping it stops it without waiting; [`HttpServer::stop`] waits.
 pub struct HttpServer {
@@ -55,10 +57,10 @@ impl HttpServer {
 /// What one client, and all of them, can use up.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
-    /// Connections served at a time; more wait in the kernel's queue.
+    /// Connections served at a time. For one more, one that has not asked yet goes, see [`Room`]; while all are being
+    /// answered, more wait in the kernel's queue.
     pub(super) connections: u32,
-    /// From the accepted connection to the end of the headers: less than a health check waits, so that
-    /// connections which say nothing do not fail it.
+    /// From the accepted connection to the end of the headers.
     pub(super) read: Duration,
     /// From the accepted connection to the end of the answer, unless its [`Lease`] is extended.
     pub(super) whole: Duration,
@@ -77,6 +79,9 @@ impl Bounds {
     pub(super) const HEAD: usize = 16 * 1024;
     /// Number of headers.
     pub(super) const HEADERS: usize = 64;
+    /// Connections that the kernel keeps until they are accepted; of more it drops the first packet, which is sent again a
+    /// second later.
+    const BACKLOG: i32 = 1024;
     /// Pause after a failed accept (no file descriptor left), so that it does not spin.
     const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 }
@@ -126,6 +131,7 @@ pub(super) fn spawn_bounded(
 ) -> io::Result<HttpServer> {
     let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
+    rustix::net::listen(&listener, Bounds::BACKLOG)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = {
         let _context = runtime.enter();
@@ -144,12 +150,12 @@ async fn serve(
     bounds: Bounds,
     mut stopped: oneshot::Receiver<()>,
 ) {
-    let places = Arc::new(Semaphore::new(bounds.connections as usize));
+    let room = Room::new(bounds.connections);
     let (running, stopping) = watch::channel(());
     loop {
         tokio::select! {
             _ = &mut stopped => break,
-            (stream, place) = accept(&listener, &places) => {
+            (stream, place) = accept(&listener, &room) => {
                 let lease = Lease::new(bounds.whole, stopping.clone());
                 tokio::spawn(answer(stream, place, router.clone(), bounds.read, lease));
             }
@@ -157,35 +163,25 @@ async fn serve(
     }
     drop(listener);
     drop(running);
-    let _ = timeout(bounds.stop, places.acquire_many(bounds.connections)).await;
+    let _ = timeout(bounds.stop, room.emptied(bounds.connections)).await;
 }
 
-/// The next connection, once there is a place for it. Cancel safe: a place that was not used is free
-/// again, a connection that was not accepted stays in the kernel's queue.
-async fn accept(
-    listener: &tokio::net::TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    // The semaphore is never closed: there is always a place in the end.
-    let place = Arc::clone(places).acquire_owned().await.ok();
+/// The next connection, once there is a place for it. Dropped when the server stops, and with it a connection that has
+/// no place yet.
+async fn accept(listener: &tokio::net::TcpListener, room: &Arc<Room>) -> (TcpStream, Place) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
+            Ok((stream, peer)) => return (stream, room.admit(peer.ip()).await),
             Err(_) => sleep(Bounds::ACCEPT_PAUSE).await,
         }
     }
 }
 
 /// One connection, one request, one answer; cut off when its lease is over.
-async fn answer(
-    stream: TcpStream,
-    place: Option<OwnedSemaphorePermit>,
-    router: Router,
-    read: Duration,
-    lease: Lease,
-) {
-    let (router, carried) = (TowerToHyperService::new(router), lease.clone());
+async fn answer(stream: TcpStream, mut place: Place, router: Router, read: Duration, lease: Lease) {
+    let (router, carried, guest) = (TowerToHyperService::new(router), lease.clone(), place.guest());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        guest.has_asked();
         request.extensions_mut().insert(carried.clone());
         router.call(request)
     });
@@ -199,8 +195,13 @@ async fn answer(
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     // Whatever went wrong is the client's doing, and it knows: there is nobody else to tell.
-    while timeout(lease.left(), connection.as_mut()).await.is_err() && !lease.left().is_zero() {}
-    drop(place);
+    let answered = async {
+        while timeout(lease.left(), connection.as_mut()).await.is_err() && !lease.left().is_zero() {}
+    };
+    tokio::select! {
+        () = answered => {}
+        () = place.sent_away() => {}
+    }
 }
 
 /// An error, as JSON.

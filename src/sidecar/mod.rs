@@ -20,6 +20,7 @@ mod places;
 pub mod reader;
 pub mod relay;
 pub mod reload;
+mod room;
 pub mod session;
 mod stream;
 pub mod words;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::*;
+use crate::clock;
 use crate::event::Sink;
 use crate::telemetry::sample;
 
@@ -257,6 +258,30 @@ fn a_silent_client_is_cut_off() {
     let mut rest = Vec::new();
     silent.read_to_end(&mut rest).unwrap();
     assert!(!String::from_utf8_lossy(&rest).contains(" 200 "), "{}", String::from_utf8_lossy(&rest));
+}
+
+#[test]
+fn two_thousand_silent_clients_hold_up_nobody() {
+    const SILENT: usize = 2000;
+    // So long that none of them makes room by its timeout.
+    let patient = Duration::from_secs(3600);
+    let running = Running::bounded(Bounds { read: patient, whole: patient, ..Bounds::DEFAULT });
+    let silent: Vec<TcpStream> = (0..SILENT)
+        .map(|nth| {
+            let mut silent = running.connect();
+            if nth % 2 == 0 {
+                let _ = silent.write_all(b"GET /metrics HTTP/1.1\r\nHost: ");
+            }
+            silent
+        })
+        .collect();
+    let began = clock::now();
+    for path in ["/healthz", "/metrics", "/readyz", "/api/v1/snapshot"] {
+        assert_eq!(running.get(path).status, 200, "{path}");
+    }
+    let took = clock::now().since(began);
+    assert!(took < Duration::from_secs(1), "a probe waits for a second by default; this took {took:?}");
+    drop(silent);
 }
 
 #[test]
