@@ -185,11 +185,12 @@ impl Courier {
     }
 
     fn take_in(&mut self, records: &[Arc<Record>]) {
+        let numbers = records.iter().map(|record| record.seq);
+        if numbers.zip(self.heard + 1..).any(|(seq, next)| seq != next) {
+            self.incidents.missed();
+            self.count(Delivery::Dropped);
+        }
         for record in records {
-            if record.seq > self.heard + 1 {
-                self.incidents.missed();
-                self.count(Delivery::Dropped);
-            }
             self.heard = record.seq;
             if self.target.channel == Channel::Webhook {
                 if is_news(&record.event) {

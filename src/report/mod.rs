@@ -144,7 +144,7 @@ fn hear(story: &mut Story, mut log: impl BufRead) -> io::Result<()> {
 
 /// How long a running pgleash may take to answer.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// More than its latest thousand events.
+/// More than its latest events.
 const LARGEST: u64 = 64 << 20;
 
 fn ask(story: &mut Story, base: &str) -> Result<(), String> {

@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use crate::clock;
 use crate::event::{Event, Level};
 
-/// Events that `/api/v1/events` can still show.
+/// Events of each kind that `/api/v1/events` can still show.
 const LATEST: usize = 1000;
 /// Events that may wait for the log. Beyond it the oldest are given up.
 const UNWRITTEN_MAX: usize = 8192;
@@ -45,7 +45,7 @@ impl Serialize for Record {
     }
 }
 
-/// The latest events, and those that the log still has to get.
+/// The latest events of each kind, and those that the log still has to get.
 pub(super) struct Journal {
     state: Mutex<State>,
     grew: Condvar,
@@ -53,13 +53,38 @@ pub(super) struct Journal {
     dropped: Counter,
 }
 
+/// What an event tells of, as far as many of one kind must not push out those of another.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// What pgleash has found, decided and done, and its own life.
+    Decision,
+    /// One of the many who got nothing: as many as there are clients.
+    Refusal,
+    /// Server connections that come and go.
+    Connection,
+}
+
+impl Kind {
+    const COUNT: usize = 3;
+
+    fn of(event: &Event) -> Self {
+        match event {
+            Event::ConnectionOpened { .. } | Event::ConnectionClosed { .. } => Kind::Connection,
+            Event::ClientRefused { .. } | Event::CheckoutTimeout { .. } | Event::UpstreamFailed { .. } => {
+                Kind::Refusal
+            }
+            _ => Kind::Decision,
+        }
+    }
+}
+
 struct State {
-    /// Without gaps, by `seq`.
-    records: VecDeque<Arc<Record>>,
+    /// The latest records of each kind, by `seq`.
+    latest: [VecDeque<Arc<Record>>; Kind::COUNT],
+    /// Records that are not in the writer's hands yet, by `seq`.
+    unwritten: VecDeque<Arc<Record>>,
     /// `seq` of the newest record; 0 before the first.
     newest: u64,
-    /// All records up to this `seq` are in the writer's hands, or were given up.
-    taken: u64,
     /// All records up to this `seq` are in the log, or were given up.
     settled: u64,
     closed: bool,
@@ -67,8 +92,11 @@ struct State {
 
 impl State {
     fn latest_after(&self, after: u64) -> Vec<Arc<Record>> {
-        let skip = self.records.len().saturating_sub(LATEST);
-        self.records.iter().skip(skip).filter(|record| record.seq > after).cloned().collect()
+        let newer = |records: &VecDeque<Arc<Record>>| records.partition_point(|record| record.seq <= after);
+        let mut all: Vec<_> =
+            self.latest.iter().flat_map(|records| records.range(newer(records)..).cloned()).collect();
+        all.sort_unstable_by_key(|record| record.seq);
+        all
     }
 }
 
@@ -76,9 +104,9 @@ impl Journal {
     /// An empty journal; `dropped` counts lines that did not reach the log.
     pub(super) fn new(dropped: Counter) -> Self {
         let state = State {
-            records: VecDeque::with_capacity(LATEST),
+            latest: Default::default(),
+            unwritten: VecDeque::new(),
             newest: 0,
-            taken: 0,
             settled: 0,
             closed: false,
         };
@@ -88,19 +116,18 @@ impl Journal {
     /// Takes one event. Never waits for the log.
     pub(super) fn append(&self, event: Event) {
         let mut state = self.lock();
-        let seq = state.newest + 1;
-        state.records.push_back(Arc::new(Record { seq, time: clock::wall(), event }));
-        state.newest = seq;
-        while state.records.len() > LATEST {
-            let Some(oldest) = state.records.front().map(|record| record.seq) else { break };
-            if oldest > state.taken {
-                if state.records.len() <= UNWRITTEN_MAX {
-                    break;
-                }
-                state.taken = oldest;
-                self.dropped.increment(1);
-            }
-            state.records.pop_front();
+        state.newest += 1;
+        let kind = Kind::of(&event);
+        let record = Arc::new(Record { seq: state.newest, time: clock::wall(), event });
+        state.unwritten.push_back(Arc::clone(&record));
+        if state.unwritten.len() > UNWRITTEN_MAX {
+            state.unwritten.pop_front();
+            self.dropped.increment(1);
+        }
+        let latest = &mut state.latest[kind as usize];
+        latest.push_back(record);
+        if latest.len() > LATEST {
+            latest.pop_front();
         }
         drop(state);
         self.grew.notify_all();
@@ -141,12 +168,10 @@ impl Journal {
     /// Waits for records and moves some into `batch`; false when closed and nothing is left.
     fn take(&self, batch: &mut Vec<Arc<Record>>) -> bool {
         let state = self.lock();
-        let waiting = |state: &mut State| state.taken == state.newest && !state.closed;
+        let waiting = |state: &mut State| state.unwritten.is_empty() && !state.closed;
         let mut state = self.grew.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner);
-        let unwritten = usize::try_from(state.newest - state.taken).unwrap_or(usize::MAX);
-        let skip = state.records.len().saturating_sub(unwritten);
-        batch.extend(state.records.iter().skip(skip).take(BATCH).cloned());
-        state.taken += batch.len() as u64;
+        let most = state.unwritten.len().min(BATCH);
+        batch.extend(state.unwritten.drain(..most));
         !batch.is_empty()
     }
 

@@ -77,8 +77,8 @@ impl Telemetry {
     /// The Content-Type of [`Telemetry::render`].
     pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-    /// The latest logged events with a sequence number above `after`, oldest first; at most 1000.
-    /// Sequence numbers begin at 1 in each process and have no gaps.
+    /// The latest logged events with a sequence number above `after`, oldest first; at most 1000 of each
+    /// kind: decisions, refusals, connections. Sequence numbers begin at 1 in each process.
     pub fn events_after(&self, after: u64) -> Vec<Arc<Record>> {
         self.journal.latest_after(after)
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::*;
-use crate::event::{Evidence, Reason};
-use crate::ids::PoolKey;
+use crate::event::{Evidence, Reason, Refusal};
+use crate::ids::{ConnId, PoolKey};
 use crate::snapshot::PoolSnapshot;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -225,6 +225,38 @@ fn the_latest_thousand_events_can_be_asked_for() {
     let news = telemetry.events_after(1498);
     assert_eq!(news.iter().map(|record| record.seq).collect::<Vec<_>>(), [1499, 1500]);
     assert!(telemetry.events_after(1500).is_empty());
+}
+
+#[test]
+fn a_storm_of_refusals_and_connections_pushes_no_decision_out() {
+    let telemetry = telemetry();
+    let pool = sample::payments;
+    telemetry.emit(Event::LeakDetected {
+        pool: pool(),
+        reason: Reason::Orphaned,
+        evidence: sample::evidence(),
+    });
+    telemetry.emit(Event::ExhaustionForeseen { pool: pool(), in_seconds: 300.0, stale: 4, holders: vec![] });
+    for n in 0..3000 {
+        let (client, detail) = (format!("10.0.0.1:{n}"), String::new());
+        telemetry.emit(Event::ClientRefused { reason: Refusal::Password, client: client.clone(), detail });
+        let diagnosis = String::new();
+        telemetry.emit(Event::CheckoutTimeout { pool: pool(), waited_seconds: 5.0, diagnosis, client });
+        telemetry.emit(Event::ConnectionOpened {
+            pool: pool(),
+            conn: ConnId(n),
+            backend_pid: 1,
+            connect_seconds: 0.001,
+        });
+    }
+    let all = telemetry.events_after(0);
+    let count = |is: fn(&Event) -> bool| all.iter().filter(|record| is(&record.event)).count();
+    assert!(matches!(all[0].event, Event::LeakDetected { .. }), "{:?}", all[0]);
+    assert!(matches!(all[1].event, Event::ExhaustionForeseen { .. }), "{:?}", all[1]);
+    assert_eq!(count(|event| matches!(event, Event::ConnectionOpened { .. })), 1000);
+    assert_eq!(all.len(), 2002, "and a thousand of those who got nothing");
+    assert!(all.is_sorted_by(|one, next| one.seq < next.seq), "one list, in order");
+    assert_eq!(telemetry.events_after(9000).len(), 2, "whoever keeps up misses nothing");
 }
 
 #[test]

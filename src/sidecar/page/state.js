@@ -1,5 +1,17 @@
 // What is known, and what of it is shown.
-const EVENTS_KEPT = 2000, TRAIL_SECONDS = 300;
+const EVENTS_KEPT = 2000, TRAIL_SECONDS = 300; // events of each kind
+// Kinds of which there can be any number, each by itself: they push out no decision.
+const CROWDS = [["connection_opened", "connection_closed"], ["client_refused", "checkout_timeout", "upstream_failed"]];
+/// The latest events of each kind, up to `most` of it, in the order of `events`.
+function latestOfEach(events, most) {
+  if (events.length <= most) return events;
+  const seen = new Map();
+  return events.toReversed().filter((e) => {
+    const kind = CROWDS.findIndex((crowd) => crowd.includes(e.event));
+    seen.set(kind, (seen.get(kind) ?? 0) + 1);
+    return seen.get(kind) <= most;
+  }).toReversed();
+}
 // Reported, but not what keeps a pool from getting its connections back.
 const MERELY_SLOW = new Set(["slow_statement", "overdue"]);
 const isStale = (h) => Boolean(h.suspect) && !MERELY_SLOW.has(h.suspect);
@@ -52,7 +64,7 @@ function takeMessage({ run, snapshot, events }) {
   const newest = state.events.at(-1)?.seq ?? 0;
   const news = events.filter((e) => e.seq > newest);
   if (news.length) {
-    state.events = state.events.concat(news).slice(-EVENTS_KEPT);
+    state.events = latestOfEach(state.events.concat(news), EVENTS_KEPT);
     state.stories = Map.groupBy(state.events.filter((e) => e.checkout !== undefined), (e) => e.checkout);
   }
   state.snapshot = snapshot;

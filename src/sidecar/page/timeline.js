@@ -1,5 +1,5 @@
 // What was decided, with evidence and outcome.
-const SHOWN = 200;
+const SHOWN = 200; // of each kind
 
 function level(e) {
   if (e.level === "error") return "bad";
@@ -30,10 +30,10 @@ function fields(e) {
 }
 function timeline() {
   const matching = state.events.filter((e) => (view.all === "1" || !e.event.startsWith("connection_") || String(e.seq) === view.event) && eventMatches(e));
-  let shown = matching.slice(-SHOWN).reverse();
+  let shown = latestOfEach(matching, SHOWN).toReversed();
   const one = !isOtherRun() && state.events.find((e) => String(e.seq) === view.event);
   if (one && !shown.includes(one)) shown = [one, ...shown];
-  $("timeline-note").textContent = state.events.length ? matching.length > SHOWN ? `the latest ${SHOWN} of ${matching.length}` : "newest first" : "";
+  $("timeline-note").textContent = state.events.length ? matching.length > shown.length ? `the latest ${shown.length} of ${matching.length}` : "newest first" : "";
   $("no-events").hidden = shown.length > 0;
   $("no-events").textContent = view.event && isOtherRun() ? `This link is to an event of another run of pgleash (${view.run}); its event log has it.`
     : state.events.length ? "No event matches the filters." : "Nothing has happened yet.";
