@@ -41,11 +41,11 @@ bench-relay *args:
 bench-detection *args:
     cargo bench --locked --quiet --bench detection -- {{ args }}
 
-# what a look at 10,000 checkouts and the books of a statement cost
+# what a look at 10,000 checkouts, the books of a statement, and a scrape of 10,000 checkouts cost
 bench-judgement *args:
     cargo bench --locked --quiet --bench judgement -- {{ args }}
 
-# memory of an idle client, through PgBouncer and through pgleash
+# memory of an idle client, through PgBouncer and through pgleash, and a scrape; --goal 5 fails if that takes over 5 ms
 bench-idle *args:
     cargo build --locked --release --quiet
     bench/idle {{ args }}

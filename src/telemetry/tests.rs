@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use super::*;
 use crate::event::{Evidence, Reason, Refusal};
 use crate::ids::{ConnId, PoolKey};
-use crate::snapshot::PoolSnapshot;
+use crate::snapshot::{CheckoutSnapshot, PoolSnapshot};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -112,6 +113,56 @@ fn names_from_clients_are_escaped_the_same_way_by_both_writers() {
             assert!(series.contains_key(&wanted), "{wanted} is not among {:#?}", series.keys());
         }
     }
+}
+
+/// `checkouts` of as many clients, each of an application of its own, in a hundred pools.
+fn crowd(checkouts: usize) -> Snapshot {
+    let one = sample::incident().pools[0].holders[0].clone();
+    let mut pools: Vec<_> =
+        (0..100).map(|n| sample::quiet_pool(PoolKey::new(&format!("db{n}"), "u"), 5)).collect();
+    for n in 0..checkouts {
+        let holder = sample::holder(n as u32, &format!("{n} {}", "name".repeat(40)));
+        pools[n % 100].holders.push(CheckoutSnapshot { holder, ..one.clone() });
+    }
+    Snapshot { clients: checkouts, clients_max: checkouts, pools, ..sample::incident() }
+}
+
+#[test]
+fn a_page_of_ten_thousand_checkouts_is_no_longer_than_one_of_a_thousand() {
+    const LARGEST: usize = 1 << 20;
+    let page = |checkouts| {
+        let (telemetry, snapshot) = (telemetry(), crowd(checkouts));
+        for pool in &snapshot.pools {
+            telemetry.emit(Event::PoolOpened { pool: pool.pool.clone(), size: 5 });
+        }
+        telemetry.render(&snapshot)
+    };
+    let (small, large) = (page(1000), page(10_000));
+    let (few, many) = (samples(&small).len(), samples(&large).len());
+    assert_eq!(few, many, "series: their number hangs on pools and on the bound of applications");
+    let each = many / (labels::POOLS_MAX + 1);
+    assert!(each < 150, "{each} series for each pool that has a label of its own");
+    assert!(large.len() < LARGEST, "{} bytes", large.len());
+}
+
+#[test]
+fn facts_are_taken_in_while_a_page_is_made() {
+    let (telemetry, snapshot) = (telemetry(), crowd(10_000));
+    let scraping = AtomicBool::new(true);
+    let emitted = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            telemetry.render(&snapshot);
+            scraping.store(false, Ordering::Release);
+        });
+        let mut emitted = 0u64;
+        while scraping.load(Ordering::Acquire) {
+            telemetry.emit(Event::CheckedOut { pool: sample::payments(), waited_seconds: 0.0 });
+            emitted += 1;
+        }
+        emitted
+    });
+    // If an emit waited for the page there would be a few of them; a page of this length takes as long as thousands.
+    assert!(emitted > 100, "{emitted} facts while one page was made");
 }
 
 #[test]
