@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::event::{Grounds, Reason, TopHolder, Wait, closed_set};
 use crate::ids::{CheckoutId, Holder, PoolKey};
+use crate::wire::pin::Pin;
 
 closed_set! {
     /// What a live server connection is doing. Every live connection is in exactly one state.
@@ -200,7 +201,9 @@ pub struct CheckoutSnapshot {
     /// How many checkouts the server connection has served, this one included.
     pub connection_uses: u64,
     /// Why the connection is not given back between transactions; `null` if it is.
-    pub pinned: Option<&'static str>,
+    pub pinned: Option<Pin>,
+    /// Whether its connection is past its `max_lifetime`.
+    pub overdue: bool,
     /// How long it may be idle before it is suspect, seconds; its ceiling where it is not known what is usual.
     pub limit_seconds: f64,
     /// On what the limit is founded; absent if it is the ceiling.

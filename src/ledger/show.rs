@@ -10,7 +10,6 @@ use crate::ids::{CheckoutId, Moment};
 use crate::judge;
 use crate::policy::Policy;
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot};
-use crate::wire::pin::Pin;
 
 use super::sweep::{Habits, Idlers, idlers_of, turnover};
 use super::waits;
@@ -186,7 +185,8 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             backend_pid: conn.map_or(0, |conn| conn.backend_pid),
             connection_age_seconds: conn.map_or(0.0, |conn| now.since(conn.opened).as_secs_f64()),
             connection_uses: conn.map_or(0, |conn| conn.uses),
-            pinned: checkout.pinned.map(Pin::as_str),
+            pinned: checkout.pinned,
+            overdue: conn.is_some_and(|conn| conn.expires <= now),
             suspect: match checkout.mark {
                 Mark::Held => None,
                 Mark::Suspect { of, .. } | Mark::Reclaiming(of) => Some(of.reason),

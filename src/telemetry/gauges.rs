@@ -8,10 +8,25 @@ use super::labels::{OTHER, StickyTop, app_label};
 use crate::event::Reason;
 use crate::ids::PoolKey;
 use crate::snapshot::{ConnState, Limits, PoolSnapshot, Snapshot};
+use crate::wire::pin::Pin;
 
 /// The phases that a checkout can be in, for `pool_checkouts_stale{activity}`.
 const ACTIVITIES: [ConnState; 4] =
     [ConnState::Active, ConnState::IdleInTransaction, ConnState::Held, ConnState::Recycling];
+
+/// What may keep a connection with its client, for `pool_connections_overdue{kept}`: its transaction alone; what a
+/// client holds on for while it idles, as LISTEN; `pool.mode`; any other state that it left behind.
+const KEPT: [&str; 4] = ["transaction", "purpose", "session_mode", "state"];
+
+/// Which of [`KEPT`] it is.
+fn kept(pinned: Option<Pin>) -> usize {
+    match pinned {
+        None => 0,
+        Some(pin) if pin.is_deliberate() => 1,
+        Some(Pin::SessionMode) => 2,
+        Some(_) => 3,
+    }
+}
 
 /// Every checkout of `snapshot`, counted by the `app` label it asks for.
 pub(super) fn checkouts_by_app(snapshot: &Snapshot) -> HashMap<&str, usize> {
@@ -83,11 +98,14 @@ fn connection_families(pools: &BTreeMap<&str, Figures>) -> Vec<MetricFamily> {
             "Most server connections of the pool (pool.size).",
             |pool| pool.size,
         ),
-        per_pool(
-            pools,
+        family(
             "pgleash_pool_connections_overdue",
-            "Server connections that are older than pool.max_lifetime and still held.",
-            |pool| pool.overdue,
+            "Server connections that are older than pool.max_lifetime and still held, by what keeps them.",
+            pools.iter().flat_map(|(pool, figures)| {
+                let series =
+                    |(kept, count): (&&'static str, &f64)| (vec![("pool", *pool), ("kept", *kept)], *count);
+                KEPT.iter().zip(&figures.overdue).map(series).collect::<Vec<_>>()
+            }),
         ),
         per_pool(
             pools,
@@ -110,13 +128,26 @@ fn connection_families(pools: &BTreeMap<&str, Figures>) -> Vec<MetricFamily> {
     ]
 }
 
-fn checkout_families(pools: &BTreeMap<&str, Figures>) -> Vec<MetricFamily> {
+fn checkout_families<'a>(pools: &'a BTreeMap<&'a str, Figures>) -> Vec<MetricFamily> {
     vec![
         family(
             "pgleash_pool_checkouts",
             "Checkouts that are out, by application_name. Applications beyond the bound are other.",
             pools.iter().flat_map(|(pool, figures)| {
-                figures.apps.iter().map(|(app, count)| (vec![("pool", *pool), ("app", app.as_str())], *count))
+                let series = |(app, (held, _)): (&'a String, &(f64, f64))| {
+                    (vec![("pool", *pool), ("app", app.as_str())], *held)
+                };
+                figures.apps.iter().map(series).collect::<Vec<_>>()
+            }),
+        ),
+        family(
+            "pgleash_pool_stale_seconds",
+            "How long stale checkouts have been idle for, added up, in seconds, by application_name: the most is the cause.",
+            pools.iter().flat_map(|(pool, figures)| {
+                let series = |(app, (_, idle)): (&'a String, &(f64, f64))| {
+                    (vec![("pool", *pool), ("app", app.as_str())], *idle)
+                };
+                figures.apps.iter().map(series).collect::<Vec<_>>()
             }),
         ),
         family(
@@ -189,11 +220,12 @@ struct Figures {
     oldest_wait: f64,
     oldest_checkout: f64,
     oldest_connection: f64,
-    overdue: f64,
+    overdue: [f64; KEPT.len()],
     forecast: f64,
     leaks: [f64; Reason::ALL.len()],
     stale: [f64; ACTIVITIES.len()],
-    apps: BTreeMap<String, f64>,
+    /// By `app` label: how many checkouts, and the seconds that stale ones have been idle for.
+    apps: BTreeMap<String, (f64, f64)>,
     limits: Limits,
 }
 
@@ -208,11 +240,11 @@ impl Figures {
             oldest_wait: 0.0,
             oldest_checkout: 0.0,
             oldest_connection: 0.0,
-            overdue: 0.0,
+            overdue: [0.0; KEPT.len()],
             forecast: f64::INFINITY,
             leaks: [0.0; Reason::ALL.len()],
             stale: [0.0; ACTIVITIES.len()],
-            apps: BTreeMap::from([(OTHER.to_owned(), 0.0)]),
+            apps: BTreeMap::from([(OTHER.to_owned(), (0.0, 0.0))]),
             limits,
         }
     }
@@ -223,7 +255,6 @@ impl Figures {
         }
         self.size += count(pool.size);
         self.waiting += count(pool.waiting);
-        self.overdue += count(pool.overdue);
         self.utilization = self.utilization.max(pool.utilization_ratio);
         self.utilization_peak = self.utilization_peak.max(pool.utilization_peak_ratio);
         self.oldest_wait = self.oldest_wait.max(pool.oldest_wait_seconds);
@@ -237,9 +268,14 @@ impl Figures {
         }
         self.leaks[Reason::Overdue as usize] += count(pool.overdue);
         for holder in &pool.holders {
-            *self.apps.entry(apps.fold(app_label(&holder.holder.app)).to_owned()).or_default() += 1.0;
+            let stale = holder.suspect.is_some_and(is_stale);
+            let (held, idle) =
+                self.apps.entry(apps.fold(app_label(&holder.holder.app)).to_owned()).or_default();
+            *held += 1.0;
+            *idle += if stale { holder.idle_seconds } else { 0.0 };
+            self.overdue[kept(holder.pinned)] += count(usize::from(holder.overdue));
             let activity = ACTIVITIES.iter().position(|activity| *activity == holder.phase);
-            if let (Some(activity), true) = (activity, holder.suspect.is_some_and(is_stale)) {
+            if let (Some(activity), true) = (activity, stale) {
                 self.stale[activity] += 1.0;
             }
         }

@@ -8,6 +8,7 @@ use crate::event::{
 };
 use crate::ids::{CheckoutId, ConnId, Holder, PoolKey, SessionId};
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, FlowState, Limits, PoolSnapshot, Snapshot};
+use crate::wire::pin::Pin;
 
 /// The pool that has the leaks.
 pub fn payments() -> PoolKey {
@@ -344,7 +345,8 @@ fn leaking_holders() -> Vec<CheckoutSnapshot> {
         checkout(9, holder(1066, "checkout-api"), ConnState::IdleInTransaction, (0.09, 0.001), None),
         checkout(10, holder(1070, "checkout-api"), ConnState::Recycling, (0.03, 0.001), None),
     ];
-    holders[7].pinned = Some("listen");
+    holders[7].pinned = Some(Pin::Listen);
+    holders[7].overdue = true;
     holders[1].route = Some("POST /pay".into());
     holders[1].statement = Some("update accounts set balance = balance - ? where id = $1".into());
     (holders[1].limit_seconds, holders[1].grounds) = (6.3, Some(grounds()));
@@ -380,6 +382,7 @@ fn checkout(
         connection_age_seconds: 900.0 + age,
         connection_uses: 1000 + id,
         pinned: None,
+        overdue: false,
         suspect,
         why: match suspect {
             Some(_) => format!("nothing in flight, idle {idle:.1} s of {limit:.0} s"),

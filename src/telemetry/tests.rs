@@ -115,6 +115,16 @@ fn names_from_clients_are_escaped_the_same_way_by_both_writers() {
     }
 }
 
+#[test]
+fn whose_leak_it_is_and_what_keeps_an_old_connection_can_be_told() {
+    let series = samples(&telemetry().render(&sample::incident()));
+    let idle = |app| series[&format!("pgleash_pool_stale_seconds{{pool=\"app@payments\",app=\"{app}\"}}")];
+    assert_eq!(["checkout-api", "ledger-worker", "other"].map(idle), [68.5, 0.0, 0.0], "busy ones have none");
+    let overdue =
+        |kept| series[&format!("pgleash_pool_connections_overdue{{pool=\"app@payments\",kept=\"{kept}\"}}")];
+    assert_eq!(["transaction", "purpose", "session_mode", "state"].map(overdue), [0.0, 1.0, 0.0, 0.0]);
+}
+
 /// `checkouts` of as many clients, each of an application of its own, in a hundred pools.
 fn crowd(checkouts: usize) -> Snapshot {
     let one = sample::incident().pools[0].holders[0].clone();
