@@ -12,6 +12,8 @@ SNAPSHOT = HERE.parent / "src/telemetry/snapshots/pgleash__telemetry__tests__cat
 # Made by Prometheus itself, with the labels that it gives.
 SYNTHETIC = {"up": set(), "scrape_duration_seconds": set(), "scrape_samples_scraped": set(),
              "ALERTS": {"alertname", "alertstate", "severity", "pool", "cause"}}
+# In the trial the same Prometheus scrapes a job that is no pgleash; the value of all its metrics is beyond any of pgleash's.
+FOREIGN, OUTRAGEOUS = "foreign", 1e18
 # Words of PromQL that are neither a function (which has a parenthesis) nor a metric.
 KEYWORDS = {"by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset", "and", "or", "unless", "inf", "nan", "atan2"}
 

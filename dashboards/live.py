@@ -7,7 +7,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from known import HERE, RULES, named_metrics, recorded
+from known import FOREIGN, HERE, OUTRAGEOUS, RULES, named_metrics, recorded
 
 ALLOWED = HERE / "may-be-empty.json"
 VARIABLES = ["job", "instance", "pool", "app"]
@@ -44,6 +44,7 @@ class Live:
     def ask(self, query, chosen):
         expression = fill(query.expression, chosen)
         series = self.evaluate(expression, query.where, query.instant)
+        self.check_whose(query.where, series)
         if not series:
             if self.no_empty and query.key() not in self.allowed:
                 self.faults.append(f"{query.where}: no data: {expression}")
@@ -77,6 +78,14 @@ class Live:
             name = selector.partition("{")[0]
             if ("rules", name, "") not in self.allowed and not self.evaluate(selector, where, False):
                 self.faults.append(f"{where}: looks at {selector}, which is not there")
+
+    def check_whose(self, where, series):
+        """A board shows pgleash's processes and no others."""
+        for one in series:
+            values = [float(value) for _, value in one.get("values", [one.get("value")])]
+            if FOREIGN in one["metric"].values() or any(OUTRAGEOUS / 1000 < abs(value) < float("inf") for value in values):
+                self.faults.append(f"{where}: shows a process that is no pgleash: {one['metric']}")
+                return
 
     def evaluate(self, expression, where, instant):
         """The series that have a value that is one."""
