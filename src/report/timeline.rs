@@ -80,6 +80,11 @@ fn weight_of(fact: &Fact) -> Weight {
     }
 }
 
+/// A fact in words; `None` if it is not told.
+pub fn said(fact: &Fact) -> Option<String> {
+    told(fact).map(|(_, what)| what)
+}
+
 /// Under what it is told, and in which words; `None` if it is not.
 fn told(fact: &Fact) -> Option<(String, String)> {
     let told = match fact {

@@ -1,32 +1,52 @@
 //! The screen, drawn.
 
+use std::time::UNIX_EPOCH;
+
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, TableState, Wrap};
 
+use super::decisions::Decision;
 use super::feed::{HolderView, PoolView, TopView};
 use super::screen::Screen;
 use crate::ids::Moment;
 use crate::plain::acts;
 
+/// Decisions that are shown where there is room.
+pub const DECISIONS: u16 = 6;
+
 /// Draws all of it. What cannot be relied on any more is dimmed.
 pub fn draw(frame: &mut Frame, screen: &Screen, now: Moment) {
     let pools = u16::try_from(screen.view.pools.len().clamp(1, 8)).unwrap_or(8) + 2;
+    let height = frame.area().height;
+    let decided = match () {
+        () if screen.decisions_wide => height / 2,
+        () if height < 20 => 0,
+        () => DECISIONS + 1,
+    };
+    let dry = screen.has_data() && screen.view.action == "observe";
     let areas = Layout::vertical([
         Constraint::Length(1),
+        Constraint::Length(u16::from(dry)),
         Constraint::Length(pools),
         Constraint::Min(4),
+        Constraint::Length(decided),
         Constraint::Length(4),
         Constraint::Length(1),
     ]);
-    let [banner, pools, holders, detail, keys] = areas.areas(frame.area());
+    let [banner, would, pools, holders, decided, detail, keys] = areas.areas(frame.area());
     frame.render_widget(banner_line(screen, now), banner);
+    if dry {
+        let said = format!(" {}", screen.decisions.would_have_done(&screen.out()));
+        frame.render_widget(Line::from(said).yellow(), would);
+    }
     let old = !screen.has_data() || screen.stale_for(now).is_some();
     let style = if old { Style::new().dim() } else { Style::new() };
     frame.render_widget(pool_table(&screen.view.pools).style(style), pools);
     draw_holders(frame, screen, style, holders, detail);
+    draw_decisions(frame, screen, style, decided);
     frame.render_widget(key_line(screen), keys);
 }
 
@@ -67,8 +87,18 @@ fn banner_line(screen: &Screen, now: Moment) -> Line<'static> {
 }
 
 fn pool_table(pools: &[PoolView]) -> Table<'static> {
-    let header =
-        ["POOL", "USED", "PEAK 1m", "WAITING", "OLDEST", "STALE", "OVERDUE", "FULL IN", "MOST IDLE BY"];
+    let header = [
+        "POOL",
+        "USED",
+        "PEAK 1m",
+        "WAITING",
+        "OLDEST",
+        "STALE",
+        "OVERDUE",
+        "SLOPE",
+        "FULL IN",
+        "MOST IDLE BY",
+    ];
     let rows = pools.iter().map(|pool| {
         let stale: usize =
             pool.stale.iter().filter(|(reason, _)| reason != "slow_statement").map(|(_, count)| count).sum();
@@ -82,6 +112,10 @@ fn pool_table(pools: &[PoolView]) -> Table<'static> {
             Cell::from(seconds(pool.oldest_checkout_seconds)),
             alarming(stale > 0, stale.to_string()),
             alarming(pool.overdue > 0, pool.overdue.to_string()),
+            match pool.stale_growth_per_second {
+                Some(growth) => alarming(true, format!("+{:.1}/min", growth * 60.0)),
+                None => Cell::from("steady"),
+            },
             match pool.exhaustion_forecast_seconds {
                 Some(eta) => alarming(true, seconds(eta)),
                 None => Cell::from("-"),
@@ -97,6 +131,7 @@ fn pool_table(pools: &[PoolView]) -> Table<'static> {
         Constraint::Length(8),
         Constraint::Length(6),
         Constraint::Length(7),
+        Constraint::Length(9),
         Constraint::Length(8),
         Constraint::Min(20),
     ];
@@ -129,6 +164,31 @@ fn draw_holders(frame: &mut Frame, screen: &Screen, style: Style, area: Rect, de
     };
     let block = Block::new().borders(Borders::TOP);
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }).style(style).block(block), detail);
+}
+
+/// What was decided, newest first, and what came of it.
+fn draw_decisions(frame: &mut Frame, screen: &Screen, style: Style, area: Rect) {
+    let out = screen.out();
+    let room = usize::from(area.height.saturating_sub(1));
+    let rows: Vec<_> = screen.decided().take(room).map(|one| decision_row(one, one.outcome(&out))).collect();
+    let title = if rows.is_empty() {
+        " nothing was decided yet "
+    } else {
+        " what was decided, and its outcome; UTC "
+    };
+    let widths = [Constraint::Length(8), Constraint::Min(20), Constraint::Length(30)];
+    let block = Block::new().borders(Borders::TOP).title(title);
+    frame.render_widget(Table::new(rows, widths).style(style).block(block), area);
+}
+
+fn decision_row(one: &Decision, outcome: &'static str) -> Row<'static> {
+    let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + one.at).to_string();
+    let row = Row::new([time[11..19].to_owned(), plain(&one.what), outcome.to_owned()]);
+    match one.level.as_str() {
+        "error" => row.fg(Color::Red),
+        "warn" => row.fg(Color::Yellow),
+        _ => row,
+    }
 }
 
 fn holder_row(holder: &HolderView) -> Row<'static> {
@@ -167,7 +227,7 @@ fn key_line(screen: &Screen) -> Line<'static> {
     if screen.typing {
         return Line::from(format!(" search: {}_   Enter keeps it, Esc drops it", plain(&screen.words)));
     }
-    let mut said = " q quit  arrows choose  p pool  s suspects  / search".to_owned();
+    let mut said = " q quit  arrows choose  p pool  s suspects  d decisions  / search".to_owned();
     if let Some(pool) = &screen.pool {
         said += &format!("   pool: {}", plain(pool));
     }

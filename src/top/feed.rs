@@ -1,10 +1,11 @@
-//! The snapshots of a running pgleash, asked for over its admin API by a thread of their own.
+//! The snapshots and events of a running pgleash, asked for over its admin API by a thread of their own.
 
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// As much of a snapshot as is shown. What an older pgleash does not say is empty.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -37,6 +38,7 @@ pub struct PoolView {
     pub oldest_checkout_seconds: f64,
     pub stale: Vec<(String, usize)>,
     pub overdue: usize,
+    pub stale_growth_per_second: Option<f64>,
     pub exhaustion_forecast_seconds: Option<f64>,
     pub top_holders: Vec<TopView>,
     pub holders: Vec<HolderView>,
@@ -80,14 +82,55 @@ pub const DEADLINE: Duration = Duration::from_secs(3);
 /// More than ten thousand checkouts.
 const LARGEST: u64 = 32 << 20;
 
-/// Asks `base`, such as `http://127.0.0.1:9632`, once.
-///
-/// # Errors
-/// Why there is no snapshot.
-pub fn ask(agent: &ureq::Agent, base: &str) -> Result<View, String> {
-    let url = format!("{}/api/v1/snapshot", base.trim_end_matches('/'));
-    let body = get(agent, &url, LARGEST)?;
-    serde_json::from_slice(&body).map_err(|_| format!("what {url} answers is not a snapshot of pgleash"))
+/// What one look brings.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// The state.
+    pub view: View,
+    /// Events that were not told before, oldest first.
+    pub news: Vec<serde_json::Value>,
+    /// It is another process than before: what was known of the one before is over.
+    pub anew: bool,
+}
+
+/// Asks one pgleash.
+pub struct Feed {
+    agent: ureq::Agent,
+    base: String,
+    /// `seq` of the last event that was told.
+    seen: u64,
+    uptime_seconds: f64,
+}
+
+impl Feed {
+    /// For the admin API at `base`, such as `http://127.0.0.1:9632`.
+    pub fn new(base: &str) -> Self {
+        let base = base.trim_end_matches('/').to_owned();
+        Self { agent: agent(DEADLINE), base, seen: 0, uptime_seconds: 0.0 }
+    }
+
+    /// Asks once.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub fn ask(&mut self) -> Result<Answer, String> {
+        let view: View = self.read("snapshot", "a snapshot")?;
+        let anew = view.uptime_seconds < self.uptime_seconds;
+        if anew {
+            self.seen = 0;
+        }
+        let news: Vec<serde_json::Value> =
+            self.read(&format!("events?after={}", self.seen), "a list of events")?;
+        self.uptime_seconds = view.uptime_seconds;
+        self.seen = news.last().and_then(|event| event["seq"].as_u64()).unwrap_or(self.seen);
+        Ok(Answer { view, news, anew })
+    }
+
+    fn read<T: DeserializeOwned>(&self, path: &str, what: &str) -> Result<T, String> {
+        let url = format!("{}/api/v1/{path}", self.base);
+        let body = get(&self.agent, &url, LARGEST)?;
+        serde_json::from_slice(&body).map_err(|_| format!("what {url} answers is not {what} of pgleash"))
+    }
 }
 
 /// What is at `url`, up to `limit` bytes.
@@ -120,11 +163,11 @@ pub fn agent(deadline: Duration) -> ureq::Agent {
 ///
 /// # Errors
 /// The system gives no thread.
-pub fn follow(base: String) -> std::io::Result<mpsc::Receiver<Result<View, String>>> {
+pub fn follow(base: &str) -> std::io::Result<mpsc::Receiver<Result<Answer, String>>> {
     let (tell, told) = mpsc::sync_channel(1);
+    let mut feed = Feed::new(base);
     thread::Builder::new().name("pgleash-top".into()).spawn(move || {
-        let agent = agent(DEADLINE);
-        while tell.send(ask(&agent, &base)).is_ok() {
+        while tell.send(feed.ask()).is_ok() {
             thread::sleep(PERIOD);
         }
     })?;

@@ -1,5 +1,6 @@
 //! `pgleash top`: the live page in a terminal, of a pgleash here or elsewhere. Floor 4.
 
+mod decisions;
 mod draw;
 pub mod feed;
 mod screen;
@@ -22,7 +23,7 @@ use self::screen::{Going, Key, Screen};
 /// # Errors
 /// There is no terminal, or it cannot be written to.
 pub fn run(base: &str) -> io::Result<()> {
-    let answers = feed::follow(base.to_owned())?;
+    let answers = feed::follow(base)?;
     let mut screen = Screen::new(base.to_owned());
     let mut terminal = ratatui::try_init()?;
     let ended = loop {
@@ -48,11 +49,12 @@ pub fn run(base: &str) -> io::Result<()> {
 /// # Errors
 /// Why there is no snapshot.
 pub fn once(base: &str, width: u16) -> Result<String, String> {
-    let view = feed::ask(&feed::agent(feed::DEADLINE), base)?;
-    let checkouts: usize = view.pools.iter().map(|pool| pool.holders.len()).sum();
-    let height = u16::try_from(checkouts + view.pools.len() + 12).unwrap_or(u16::MAX);
+    let answer = feed::Feed::new(base).ask()?;
+    let checkouts: usize = answer.view.pools.iter().map(|pool| pool.holders.len()).sum();
+    let height = checkouts + answer.view.pools.len() + 13 + usize::from(draw::DECISIONS);
+    let height = u16::try_from(height).unwrap_or(u16::MAX);
     let mut screen = Screen::new(base.to_owned());
-    screen.take(Ok(view), clock::now());
+    screen.take(Ok(answer), clock::now());
     Ok(text_of(&screen, width, height))
 }
 
@@ -104,6 +106,7 @@ fn meaning(key: KeyEvent, screen: &Screen) -> Option<Key> {
         KeyCode::Char('j') => Key::Down,
         KeyCode::Char('p') => Key::NextPool,
         KeyCode::Char('s') => Key::Suspects,
+        KeyCode::Char('d') => Key::Decisions,
         KeyCode::Char('/') => Key::Search,
         _ => return None,
     })

@@ -1,8 +1,10 @@
 //! What is on the screen: the latest snapshot, its age, and what was chosen. Knows no terminal.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use super::feed::{HolderView, PERIOD, View};
+use super::decisions::{Decision, Decisions};
+use super::feed::{Answer, HolderView, PERIOD, View};
 use crate::ids::Moment;
 
 /// A key that does something.
@@ -20,6 +22,8 @@ pub enum Key {
     NextPool,
     /// Only suspects, or all.
     Suspects,
+    /// More room for what was decided, or less.
+    Decisions,
     /// Begin to type words that a row must contain.
     Search,
     /// Part of these words.
@@ -55,6 +59,8 @@ pub struct Screen {
     /// Why there is none since.
     pub failure: Option<String>,
     pub(super) pool: Option<String>,
+    pub(super) decisions: Decisions,
+    pub(super) decisions_wide: bool,
     pub(super) suspects_only: bool,
     pub(super) words: String,
     pub(super) typing: bool,
@@ -75,6 +81,8 @@ impl Screen {
             seen: None,
             failure: None,
             pool: None,
+            decisions: Decisions::default(),
+            decisions_wide: false,
             suspects_only: false,
             words: String::new(),
             typing: false,
@@ -83,9 +91,13 @@ impl Screen {
     }
 
     /// Takes an answer in.
-    pub fn take(&mut self, answer: Result<View, String>, now: Moment) {
+    pub fn take(&mut self, answer: Result<Answer, String>, now: Moment) {
         match answer {
-            Ok(view) => {
+            Ok(Answer { view, news, anew }) => {
+                if anew {
+                    self.decisions = Decisions::default();
+                }
+                news.iter().for_each(|event| self.decisions.hear(event));
                 self.view = view;
                 self.seen = Some(now);
                 self.failure = None;
@@ -131,6 +143,21 @@ impl Screen {
         rows
     }
 
+    /// The checkouts that are out now, of any pool.
+    pub fn out(&self) -> HashSet<u64> {
+        self.view.pools.iter().flat_map(|pool| &pool.holders).map(|holder| holder.id).collect()
+    }
+
+    /// What was decided, newest first, of the pool and with the words that were chosen.
+    pub fn decided(&self) -> impl Iterator<Item = &Decision> {
+        let words: Vec<_> = self.words.split_whitespace().map(str::to_lowercase).collect();
+        self.decisions.latest().filter(move |one| {
+            let what = one.what.to_lowercase();
+            let of_pool = self.pool.as_ref().is_none_or(|pool| one.what.contains(pool.as_str()));
+            of_pool && words.iter().all(|word| what.contains(word))
+        })
+    }
+
     /// Which of the rows is under the bar.
     pub fn selected(&self, rows: &[(&str, &HolderView)]) -> Option<usize> {
         rows.iter().position(|(_, holder)| Some(holder.id) == self.selected)
@@ -149,6 +176,7 @@ impl Screen {
             Key::Erase => drop(self.words.pop()),
             Key::Enter => self.typing = false,
             Key::Search => self.typing = true,
+            Key::Decisions => self.decisions_wide = !self.decisions_wide,
             Key::Suspects => self.suspects_only = !self.suspects_only,
             Key::NextPool => self.pool = self.next_pool(),
             Key::Up => self.step(-1),

@@ -5,7 +5,7 @@ const SNAPSHOT: &str = r#"{"version":"0.1.0","uptime_seconds":7260.0,"action":"r
  "flow":"open","observation_age_seconds":0.2,"clients":14,"clients_max":1000,"pools":[
  {"pool":"app@shop","size":20,"utilization_ratio":0.85,"utilization_peak_ratio":1.0,"waiting":2,
   "oldest_checkout_seconds":64.0,"stale":[["idle_in_transaction",1],["slow_statement",3]],"overdue":0,
-  "exhaustion_forecast_seconds":380.0,"top_holders":[{"app":"checkout","route":"POST /pay","stale":1,"stale_seconds":22.0}],"holders":[
+  "stale_growth_per_second":0.07,"exhaustion_forecast_seconds":380.0,"top_holders":[{"app":"checkout","route":"POST /pay","stale":1,"stale_seconds":22.0}],"holders":[
    {"id":7,"app":"web","client":"10.0.0.1:4","phase":"active","age_seconds":0.1,"idle_seconds":0.0,"backend_pid":70,
     "pinned":null,"suspect":null,"why":"statement in flight","next":"reported as slow after 30.0 s"},
    {"id":5,"app":"checkout\u001b[2J\u202e","client":"10.0.0.2:5","phase":"idle_in_transaction","age_seconds":64.0,
@@ -16,8 +16,22 @@ const SNAPSHOT: &str = r#"{"version":"0.1.0","uptime_seconds":7260.0,"action":"r
 
 fn screen() -> Screen {
     let mut screen = Screen::new("http://127.0.0.1:9632".to_owned());
-    screen.take(Ok(serde_json::from_str(SNAPSHOT).unwrap()), Moment::from_secs(100));
+    screen.take(answer(SNAPSHOT, &[]), Moment::from_secs(100));
     screen
+}
+
+fn answer(snapshot: &str, news: &[&str]) -> Result<feed::Answer, String> {
+    let news = news.iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    Ok(feed::Answer { view: serde_json::from_str(snapshot).unwrap(), news, anew: false })
+}
+
+/// An event about checkout `checkout` of an application that has control characters in its name.
+fn event(name: &str, checkout: u64, more: &str) -> String {
+    format!(
+        r#"{{"time":"2026-01-02T03:04:05.678Z","level":"warn","seq":{checkout},"event":"{name}","pool":"app@shop",
+        "reason":"idle_in_transaction","checkout":{checkout},"session":1,"app":"checkout\\u001b","client":"10.0.0.1:4",
+        "age_seconds":23.0,"idle_seconds":22.0,"limit_seconds":30.0{more}}}"#
+    )
 }
 
 fn ids(screen: &Screen) -> Vec<u64> {
@@ -25,7 +39,7 @@ fn ids(screen: &Screen) -> Vec<u64> {
 }
 
 fn drawn(screen: &Screen, now: u64) -> String {
-    let mut terminal = Terminal::new(TestBackend::new(150, 20)).unwrap();
+    let mut terminal = Terminal::new(TestBackend::new(160, 28)).unwrap();
     terminal.draw(|frame| draw::draw(frame, screen, Moment::from_secs(now))).unwrap();
     terminal.backend().to_string()
 }
@@ -43,7 +57,7 @@ fn old_data_says_so_and_an_answer_ends_that() {
     assert!(!drawn(&screen, 102).contains("OLD:"));
     screen.take(Err("connection refused".to_owned()), Moment::from_secs(103));
     assert!(drawn(&screen, 110).contains("DATA IS 9.0 s OLD: connection refused"), "{}", drawn(&screen, 110));
-    screen.take(Ok(feed::View::default()), Moment::from_secs(111));
+    screen.take(Ok(feed::Answer::default()), Moment::from_secs(111));
     assert!(!drawn(&screen, 112).contains("OLD:"));
 }
 
@@ -84,6 +98,44 @@ fn keys_choose_filter_and_end() {
     assert_eq!(ids(&screen).len(), 3);
     assert_eq!(screen.press(Key::Escape), Going::Over);
     assert_eq!(screen.press(Key::Quit), Going::Over);
+}
+
+#[test]
+fn what_was_decided_is_told_with_its_outcome() {
+    let mut screen = screen();
+    let (taken, out) = (event("leak_detected", 4, ""), event("leak_detected", 5, ""));
+    let end = event("leak_resolved", 4, r#","resolution":"reclaimed""#);
+    screen.take(answer(SNAPSHOT, &[&taken, &out, &end]), Moment::from_secs(101));
+    let text = drawn(&screen, 101);
+    let told: Vec<_> = text.lines().filter(|line| line.contains("suspect in app@shop: checkout")).collect();
+    assert!(told.len() == 2 && told[0].contains("still out") && told[1].contains("taken back"), "{text}");
+    assert!(told[0].contains("03:04:05") && !text.contains('\u{1b}'), "{text}");
+    assert!(text.contains("+4.2/min") && text.contains("steady"), "{text}");
+
+    screen.press(Key::NextPool);
+    screen.press(Key::NextPool);
+    assert!(drawn(&screen, 101).contains("nothing was decided"), "not in the other pool");
+    screen.take(Ok(feed::Answer { anew: true, ..feed::Answer::default() }), Moment::from_secs(102));
+    assert!(drawn(&screen, 102).contains("nothing was decided"), "another process");
+}
+
+#[test]
+fn a_dry_run_says_what_enforcement_would_have_done() {
+    let mut screen = screen();
+    let observing = SNAPSHOT.replace(r#""reclaim","enforcing":true"#, r#""observe","enforcing":false"#);
+    screen.take(answer(&observing, &[]), Moment::from_secs(101));
+    assert!(drawn(&screen, 101).contains("enforcement would have done nothing"), "{}", drawn(&screen, 101));
+    let due =
+        |checkout, because| event("reclaim_suppressed", checkout, &format!(r#","because":"{because}""#));
+    let news = [due(4, "observe"), due(5, "observe"), due(6, "budget")];
+    let news: Vec<&str> = news.iter().map(String::as_str).collect();
+    screen.take(answer(&observing, &news), Moment::from_secs(101));
+    let said = "would have taken back 2 connections, and 1 more were due beyond the budget; 1 of them would be in the pool \
+                now; none of them went on later";
+    assert!(drawn(&screen, 101).contains(said), "{}", drawn(&screen, 101));
+    let wrong = event("leak_resolved", 4, r#","resolution":"returned""#);
+    screen.take(answer(&observing, &[&wrong]), Moment::from_secs(101));
+    assert!(drawn(&screen, 101).contains("1 would have been wrong"), "{}", drawn(&screen, 101));
 }
 
 #[test]
