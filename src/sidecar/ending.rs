@@ -6,7 +6,6 @@ use crate::wire::frame::FrameError;
 use crate::wire::pin::Pin;
 
 use super::reader::Said;
-use super::words::Words;
 
 /// What others may tell a session to do.
 #[derive(Debug, Default)]
@@ -78,6 +77,4 @@ pub struct Ended {
     pub client_at_boundary: bool,
     /// Whether the server may be sent something: it has not been sent half a frame.
     pub server_at_boundary: bool,
-    /// What the client's statements have left behind.
-    pub words: Words,
 }

@@ -29,6 +29,8 @@ impl Pipe {
     const CAPACITY: usize = 16 * 1024;
     /// Room for a usual statement; more is taken when more comes.
     const FIRST: usize = 1024;
+    /// Room for what is put in, with what goes out behind it.
+    const OUT: usize = 256;
 
     /// An empty pipe at a frame boundary.
     pub fn new(direction: Direction) -> Self {
@@ -80,6 +82,7 @@ impl Pipe {
     /// These go on, behind what is cleared; none are left behind.
     pub fn put(&mut self, bytes: &mut Vec<u8>) {
         if !bytes.is_empty() {
+            self.out.reserve(Self::OUT.max(self.cleared + bytes.len()));
             self.set_aside();
             self.out.append(bytes);
         }
@@ -161,7 +164,11 @@ impl Pipe {
                 if written == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
-                self.out.drain(..written);
+                if written == self.out.len() {
+                    self.out.clear();
+                } else {
+                    self.out.drain(..written);
+                }
                 self.unflushed = true;
             }
         }

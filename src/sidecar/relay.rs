@@ -59,8 +59,9 @@ pub struct Relay<'a> {
     pub vars: &'a mut Arc<Vars>,
     /// What the client has prepared, if the connection is shared.
     pub names: Option<&'a mut Names>,
+    /// What the client's statements leave behind.
+    pub words: &'a mut Words,
     down: Pipe,
-    words: Words,
     reader: &'a mut Reader,
     /// What the client has said of its work, and nobody has been told.
     said: Vec<Said>,
@@ -91,7 +92,7 @@ impl<'a> Relay<'a> {
         wire: &'a mut Wire,
         shared: &'a Shared,
         (vars, mut names, news): (&'a mut Arc<Vars>, Option<&'a mut Names>, &mut Vec<u8>),
-        (words, reader): (Words, &'a mut Reader),
+        (words, reader): (&'a mut Words, &'a mut Reader),
     ) -> Self {
         if let Some(names) = &mut names {
             wire.prepared.begin(names);
@@ -124,8 +125,8 @@ impl<'a> Relay<'a> {
     /// Relays until there is a reason to stop. `on_news` is told when the session comes to keep the
     /// connection, and what its statements say. What the server has sent and the client has not got stays in the wire's inbox.
     ///
-    /// Not cancel safe: a dropped call loses the place in the conversation.
-    pub async fn run(mut self, mut on_news: impl FnMut(News)) -> Ended {
+    /// Once. Not cancel safe: a dropped call loses the place in the conversation.
+    pub async fn run(&mut self, mut on_news: impl FnMut(News)) -> Ended {
         let mut told = None;
         let end = poll_fn(|cx| {
             let end = self.poll(cx);
@@ -139,8 +140,9 @@ impl<'a> Relay<'a> {
         .await;
         let client_at_boundary = self.down.at_boundary();
         let server_at_boundary = self.up.at_boundary();
-        (self.wire.inbox, self.wire.received) = self.down.into_rest();
-        Ended { end, client_at_boundary, server_at_boundary, words: self.words }
+        let down = std::mem::replace(&mut self.down, Pipe::new(Direction::Backend));
+        (self.wire.inbox, self.wire.received) = down.into_rest();
+        Ended { end, client_at_boundary, server_at_boundary }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {

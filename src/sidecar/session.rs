@@ -3,6 +3,7 @@
 mod parameters;
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -145,7 +146,7 @@ impl Session {
 
     /// A connection with this client's parameters set on it; `None` if the client left while it waited.
     async fn borrow_connection(&mut self) -> Result<Option<Checkout>, CheckoutError> {
-        let waiting = self.pool.checkout(&self.holder, &self.shared.tether);
+        let waiting = pin!(self.pool.checkout(&self.holder, &self.shared.tether));
         let checkout = tokio::select! {
             biased;
             checkout = waiting => checkout?,
@@ -172,14 +173,14 @@ impl Session {
                 self.last_word(&lost()).await;
                 return false;
             };
-            let ended = self.relay(&checkout, &mut wire, words).await;
+            let ended = self.relay(&checkout, &mut wire, &mut words).await;
             match ended.end {
                 End::Quiet if self.shared.tether.activity.finish().is_ok() => {
                     checkout.come_home(wire);
                     return true;
                 }
                 End::Reset => {
-                    words = ended.words.restored();
+                    words.restored();
                     checkout.conn().switch.give_back(wire);
                     if let Err(error) = set_parameters(&checkout, &self.vars).await {
                         checkout.recycle(None, Plan::Close, Resolution::Disconnected, None);
@@ -200,16 +201,16 @@ impl Session {
     }
 
     /// One relay over a lent wire, and what it says about the parameters set there.
-    async fn relay(&mut self, checkout: &Checkout, wire: &mut Wire, words: Words) -> Ended {
+    async fn relay(&mut self, checkout: &Checkout, wire: &mut Wire, words: &mut Words) -> Ended {
         self.shared.set_conn(Some(Arc::clone(checkout.conn())));
         let ended = {
             let Self { hub, client, up, shared, vars, names, reader, news, .. } = &mut *self;
             let names = (hub.mode == PoolMode::Transaction).then_some(names);
-            let relay = Relay::new(client, up, wire, shared, (vars, names, news), (words, reader));
+            let mut relay = Relay::new(client, up, wire, shared, (vars, names, news), (&mut *words, reader));
             relay.run(|news| tell(checkout, news)).await
         };
         self.shared.set_conn(None);
-        self.settle_parameters(checkout.conn(), &ended.words);
+        self.settle_parameters(checkout.conn(), words);
         ended
     }
 

@@ -195,9 +195,9 @@ impl Words {
         self.applied == Applied::Doubtful
     }
 
-    /// The same, after the client's own parameters have been set again.
-    pub fn restored(self) -> Self {
-        Self { resets: Resets::default(), applied: Applied::Known, ..self }
+    /// The client's own parameters have been set again.
+    pub fn restored(&mut self) {
+        (self.resets, self.applied) = (Resets::default(), Applied::Known);
     }
 
     /// Whether what a text means to the server is told by the session's parameters alone.

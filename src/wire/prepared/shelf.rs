@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use super::statement::Statement;
@@ -16,7 +17,7 @@ pub const NOBODY: Number = 0;
 #[derive(Debug, Default)]
 pub struct Shelf {
     /// By the statement's address, which is kept from being used again by the statement being kept.
-    slots: HashMap<usize, Slot>,
+    slots: HashMap<usize, Slot, BuildHasherDefault<Address>>,
     last: Number,
     uses: u64,
     /// Statements that the server still has and nobody will use.
@@ -112,6 +113,25 @@ impl Shelf {
         self.slots.clear();
         self.discarded.clear();
         self.borrowed.clear();
+    }
+}
+
+/// Addresses are unlike enough by themselves, and no client chooses them.
+#[derive(Default)]
+struct Address(u64);
+
+impl Hasher for Address {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_usize(usize::from(*byte)));
+    }
+
+    fn write_usize(&mut self, address: usize) {
+        // Fibonacci hashing: the multiplication carries the low bits, which vary, to the high ones.
+        self.0 = (self.0 ^ address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
     }
 }
 

@@ -7,8 +7,39 @@ use super::names::Told;
 use super::shelf::Number;
 
 /// The server's name for a statement of ours, with its NUL.
-pub fn name_of(number: Number) -> Vec<u8> {
-    format!("pgleash_{number}\0").into_bytes()
+pub fn name_of(number: Number) -> Name {
+    let (mut bytes, mut rest, mut at) = ([0; Name::LONGEST], number, Name::LONGEST - 1);
+    loop {
+        at -= 1;
+        bytes[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    at -= Name::PREFIX.len();
+    bytes[at..at + Name::PREFIX.len()].copy_from_slice(Name::PREFIX);
+    Name { bytes, at }
+}
+
+/// A statement's name at the server.
+pub struct Name {
+    bytes: [u8; Name::LONGEST],
+    at: usize,
+}
+
+impl Name {
+    const PREFIX: &[u8] = b"pgleash_";
+    /// With ten digits and a NUL.
+    const LONGEST: usize = Self::PREFIX.len() + 11;
+}
+
+impl std::ops::Deref for Name {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
 }
 
 /// Bytes of a Query or a Parse in which `DEALLOCATE name` is looked for.
@@ -136,6 +167,13 @@ pub fn told(parameters: &[u8], tag: u8, rows: &[u8]) -> Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_statement_has_a_name_of_its_own() {
+        for number in [0, 7, 10, 4_294_967_295] {
+            assert_eq!(*name_of(number), *format!("pgleash_{number}\0").as_bytes());
+        }
+    }
 
     #[test]
     fn a_literal_may_be_of_the_moment() {

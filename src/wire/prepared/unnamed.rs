@@ -258,5 +258,5 @@ impl Prepared {
 }
 
 fn deallocate(number: Number) -> Vec<u8> {
-    [b"DEALLOCATE ", text::name_of(number).as_slice()].concat()
+    [b"DEALLOCATE ".as_slice(), &text::name_of(number)].concat()
 }
