@@ -22,7 +22,7 @@ lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
     shellcheck demo test .ci/run deploy/app deploy/check
-    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate tests/page/run tests/servers
+    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate tests/notify/run tests/page/run tests/servers
 
 # format the sources
 fmt:
@@ -80,6 +80,11 @@ boards *args:
 page *args:
     cargo build --locked --quiet
     tests/page/run {{ args }}
+
+# notifications against the types and verifiers that their receivers publish
+notifications *args:
+    cargo build --locked --quiet
+    tests/notify/run {{ args }}
 
 # the end-to-end tests on other versions of PostgreSQL, such as 16 17 18
 servers *args:

@@ -35,7 +35,7 @@ class Scratch:
         self.cleanup.callback(shutil.rmtree, self.dir, ignore_errors=True)
         self.own(self.dir)
 
-    def start_postgres(self, **settings) -> None:
+    def start_postgres(self, **settings) -> subprocess.Popen:
         """A PostgreSQL that keeps disk and background work out of the way; `port` is where it listens."""
         data = self.dir / "data"
         self.run([self.bin / "initdb", "-D", data, "-U", ROLE, "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C"])
@@ -46,9 +46,10 @@ class Scratch:
         } | settings
         arguments = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         # SIGINT is Postgres's fast shutdown.
-        self.spawn("postgres", [self.bin / "postgres", "-D", data, *arguments], stop=signal.SIGINT)
+        process = self.spawn("postgres", [self.bin / "postgres", "-D", data, *arguments], stop=signal.SIGINT)
         self.wait_for("postgres", self.port, "postgres")
         self.psql(self.port, "postgres", f"CREATE DATABASE {ROLE}")
+        return process
 
     def start_pgleash(self, name: str, binary: str, config: list[str], admin: str = "127.0.0.1:0") -> tuple[subprocess.Popen, dict]:
         """A pgleash in front of our PostgreSQL on free ports, with more lines of configuration; and its `started` event."""
