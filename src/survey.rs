@@ -119,8 +119,9 @@ async fn ask(pool: &WatchedPool, conn: &Arc<ServerConn>, slow: &[i32]) -> Result
     let now = clock::now();
     let running = pool.inner().ledger().running_for(Survey::SLOW, now);
     let slow = pool.inner().survey.times().usual.note(running, now);
-    if !slow.is_empty() || pool.inner().ledger().has_slow_statement() {
-        tables(pool, conn, &slow).await?;
+    let apps = pool.inner().ledger().slow_apps();
+    if !slow.is_empty() || !apps.is_empty() {
+        tables(pool, conn, &slow, apps).await?;
     }
     Ok(())
 }
@@ -152,7 +153,13 @@ const TABLES: &str = "SELECT schemaname || '.' || relname, seq_scan, seq_tup_rea
     pg_catalog.pg_stat_database WHERE datname = pg_catalog.current_database()), pg_catalog.pg_postmaster_start_time()))) \
     FROM pg_catalog.pg_stat_user_tables WHERE seq_scan > 0 ORDER BY seq_tup_read DESC LIMIT 20";
 
-async fn tables(pool: &WatchedPool, conn: &ServerConn, slow: &[Running]) -> Result<(), String> {
+/// Looks which tables are read far more than usual while the statements of `apps` and those of `slow` take long.
+async fn tables(
+    pool: &WatchedPool,
+    conn: &ServerConn,
+    slow: &[Running],
+    apps: Vec<String>,
+) -> Result<(), String> {
     let survey = &pool.inner().survey;
     let now = clock::now();
     if survey.times().tables.as_ref().is_some_and(|(asked, _)| now.since(*asked) < Survey::TABLES) {
@@ -160,6 +167,7 @@ async fn tables(pool: &WatchedPool, conn: &ServerConn, slow: &[Running]) -> Resu
     }
     let rows = pool.inner().probe.query(conn, TABLES).await?;
     let read: HashMap<String, Table> = rows_of(&rows).filter_map(table).collect();
+    let (apps, statements) = culprits(slow, apps);
     let mut times = survey.times();
     let before = times.tables.replace((now, read.clone()));
     // Samples of another slow hour say nothing about this one.
@@ -171,15 +179,14 @@ async fn tables(pool: &WatchedPool, conn: &ServerConn, slow: &[Running]) -> Resu
         let Some(known) = before.get(&name) else { continue };
         let (Some(found), usual) = (table.grew(known, now.since(then)), known.usual) else { continue };
         if times.told.insert(name.clone(), now).is_none() {
-            let (apps, statements) = culprits(slow, pool.inner().ledger().slow_apps());
             pool.inner().sink.emit(Event::MissingIndexSuspected {
                 pool: pool.key().clone(),
                 table: name,
                 scans_per_second: found.0,
                 rows_read_per_second: found.1,
                 usual_rows_read_per_second: usual,
-                apps,
-                statements,
+                apps: apps.clone(),
+                statements: statements.clone(),
             });
         }
     }

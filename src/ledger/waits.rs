@@ -86,12 +86,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         self.checkouts.values().filter_map(running).take(Self::MOST).collect()
     }
 
-    /// Whether a statement has been reported as slow.
-    pub fn has_slow_statement(&self) -> bool {
-        self.checkouts.values().any(Checkout::is_slow)
-    }
-
-    /// Applications with slow statements.
+    /// Applications with statements that have been reported as slow.
     pub fn slow_apps(&self) -> Vec<String> {
         let mut apps: Vec<_> = self
             .checkouts

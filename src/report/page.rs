@@ -118,10 +118,11 @@ fn what_was_done(findings: &Findings) -> String {
     let observed = findings.observed();
     if observed > 0 {
         let wrong = findings.touched.iter().filter(|touched| touched.done == Done::WouldHaveBeen).count();
-        let _ = write!(
-            said,
-            "; {observed} would have been if leaks.action were reclaim, {wrong} of them wrongly"
-        );
+        let _ = write!(said, "; {observed} would have been with leaks.action = \"reclaim\", and ");
+        said += &match wrong {
+            0 => "no holder of these used its connection again".to_owned(),
+            wrong => format!("{wrong} of these would have been wrong: the holder used its connection again"),
+        };
     }
     said + "."
 }

@@ -24,6 +24,7 @@ use crate::config::Token;
 use crate::event::Event;
 use crate::ids::CheckoutId;
 use crate::keeper::{ByHand, reclaim_by_hand};
+use crate::snapshot::FlowState;
 use crate::telemetry::{Record, Telemetry};
 
 use super::Hub;
@@ -93,11 +94,16 @@ async fn only_who_shows_the_token(State(control): State<Control>, request: Reque
 
 async fn pause(State(control): State<Control>) -> Response {
     let flow = control.hub.pause();
-    Json(json!({ "flow": flow, "checkouts": control.hub.checkouts() })).into_response()
+    state(&control, flow)
 }
 
 async fn resume(State(control): State<Control>) -> Response {
     let flow = control.hub.resume();
+    state(&control, flow)
+}
+
+/// Whether new checkouts go on, and how many are out.
+fn state(control: &Control, flow: FlowState) -> Response {
     Json(json!({ "flow": flow, "checkouts": control.hub.checkouts() })).into_response()
 }
 

@@ -53,7 +53,7 @@ async fn a_dry_run_is_told_with_what_came_of_its_verdicts(mode: Mode) {
     let said = String::from_utf8(ran.stdout).unwrap();
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     assert!(said.contains("Cause: payments@3.2.1, route POST /pay leaked 1 connection of "), "{said}");
-    assert!(said.contains("2 would have been if leaks.action were reclaim, 1 of them wrongly"), "{said}");
+    assert!(said.contains("2 would have been with leaks.action = \"reclaim\", and 1 of these would have been wrong: the holder"), "{said}");
     assert!(said.contains("leaks.rules = \"app=thoughtful "), "{said}");
     let found: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert_eq!((&found["precision"], &found["recall"]), (&0.5.into(), &1.0.into()), "{found}");
