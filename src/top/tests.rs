@@ -70,6 +70,22 @@ fn without_any_data_it_says_why() {
 }
 
 #[test]
+fn why_a_pgleash_refuses_is_told_in_its_own_words() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let refusing = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = std::io::Read::read(&mut stream, &mut [0; 4096]).unwrap();
+        let said = r#"{"error":"add the name to admin_hosts"}"#;
+        let head = format!("HTTP/1.1 421 Misdirected Request\r\nContent-Length: {}\r\n\r\n", said.len());
+        std::io::Write::write_all(&mut stream, (head + said).as_bytes()).unwrap();
+    });
+    let why = feed::Feed::new(&base).ask().unwrap_err();
+    refusing.join().unwrap();
+    assert!(why.contains("421") && why.ends_with(": add the name to admin_hosts"), "{why}");
+}
+
+#[test]
 fn keys_choose_filter_and_end() {
     let mut screen = screen();
     assert_eq!(ids(&screen), [5, 9, 7]);

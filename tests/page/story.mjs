@@ -236,6 +236,13 @@ async function crowd() {
   given.abort();
   await page.waitForSelector("#banner .chip");
   await page.locator("#alarm").waitFor({ state: "hidden" });
+  // Of a crowd of another kind none pushes out a decision.
+  const kept = await page.evaluate(() => {
+    const crowd = Array.from({ length: 5000 }, (_, n) => ({ event: n % 2 ? "client_refused" : "connection_opened" }));
+    const left = latestOfEach([{ event: "leak_detected" }, ...crowd], 200);
+    return [left.length, left[0].event];
+  });
+  assert.deepEqual(kept, [401, "leak_detected"]);
   await close(page);
 }
 

@@ -29,6 +29,6 @@ function wouldHaveDone(s) {
   const sum = `It would have taken back ${many(due.length, "connection")}` + (beyond ? `, and ${beyond} more were due beyond the budget. ` : ". ")
     + (held ? `${held} of them would be in the pool now. ` : "")
     + (wrong ? `${wrong} would have been wrong: the client went on later. Raise the limit before you enforce.` : "None of them went on later.");
-  fill("would", el("p", { class: wrong ? "sum warn" : "sum", "data-key": "sum" }, sum), table("What enforcement would have done", [["Who"], ["Reason"], ["Taken", "n"],
+  fill("would", el("p", { class: wrong ? "sum warn" : "sum", "data-key": "sum" }, sum), table("What enforcement would have done", [["Who"], ["Reason", "w"], ["Taken", "n"],
     ["Still out", "n"], ["Ended", "n"], ["Went on", "n"], ["Sooner by", "n"], ["Last", "w"]], rows));
 }
