@@ -20,6 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::RecvFlags;
 use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
@@ -179,6 +180,10 @@ async fn accept(listener: &tokio::net::TcpListener, room: &Arc<Room>) -> (TcpStr
 
 /// One connection, one request, one answer; cut off when its lease is over.
 async fn answer(stream: TcpStream, mut place: Place, router: Router, read: Duration, lease: Lease) {
+    let until = clock::now() + read;
+    if !timeout(read, speaks(&stream, &mut place)).await.unwrap_or(false) {
+        return;
+    }
     let (router, carried, guest) = (TowerToHyperService::new(router), lease.clone(), place.guest());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         guest.has_asked();
@@ -191,7 +196,7 @@ async fn answer(stream: TcpStream, mut place: Place, router: Router, read: Durat
         .max_buf_size(Bounds::HEAD)
         .max_headers(Bounds::HEADERS)
         .timer(TokioTimer::new())
-        .header_read_timeout(read)
+        .header_read_timeout(until.since(clock::now()))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     // Whatever went wrong is the client's doing, and it knows: there is nobody else to tell.
@@ -199,8 +204,27 @@ async fn answer(stream: TcpStream, mut place: Place, router: Router, read: Durat
         while timeout(lease.left(), connection.as_mut()).await.is_err() && !lease.left().is_zero() {}
     };
     tokio::select! {
+        // What has come is read first.
+        biased;
         () = answered => {}
         () = place.sent_away() => {}
+    }
+}
+
+/// Whether there is something to read, or the end, before it has to make room.
+async fn speaks(stream: &TcpStream, place: &mut Place) -> bool {
+    loop {
+        tokio::select! {
+            readable = stream.readable() => return readable.is_ok(),
+            () = place.sent_away() => {
+                // The system is asked: where this thread was busy, what has come may not have been noticed yet.
+                let peeked = rustix::net::recv(stream, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+                if peeked.is_err() {
+                    return false;
+                }
+                place.stay();
+            }
+        }
     }
 }
 

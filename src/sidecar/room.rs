@@ -1,14 +1,20 @@
 //! Room for the connections of one HTTP server. Floor 4.
 //!
 //! Whoever has not asked for anything yet keeps its place only while nobody else wants it: the one that goes is the
-//! oldest of the address that has the most such connections. So a flood of connections that say nothing costs those
+//! oldest of the address that has the most such connections, once it has had a moment to ask. So a flood of connections that say nothing costs those
 //! who ask nothing but the moment that it takes to turn the flood away.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
+
+use crate::clock;
+use crate::ids::Moment;
 
 /// The places of one server.
 pub(super) struct Room {
@@ -20,15 +26,21 @@ pub(super) struct Room {
 #[derive(Default)]
 struct Quiet {
     last: u64,
-    guests: BTreeMap<u64, (IpAddr, oneshot::Sender<()>)>,
+    guests: BTreeMap<u64, Silent>,
+}
+
+struct Silent {
+    from: IpAddr,
+    since: Moment,
+    away: oneshot::Sender<()>,
 }
 
 impl Quiet {
     /// The oldest of the address with the most of them.
     fn to_go(&self) -> Option<u64> {
         let mut of_address: HashMap<IpAddr, (usize, u64)> = HashMap::new();
-        for (number, (from, _)) in &self.guests {
-            of_address.entry(*from).or_insert((0, *number)).0 += 1;
+        for (number, silent) in &self.guests {
+            of_address.entry(silent.from).or_insert((0, *number)).0 += 1;
         }
         let most = of_address.into_values().max_by_key(|(count, oldest)| (*count, u64::MAX - oldest));
         most.map(|(_, oldest)| oldest)
@@ -36,6 +48,10 @@ impl Quiet {
 }
 
 impl Room {
+    /// How long one may take to ask before it has to make room: a request that came with its connection may not have
+    /// been read yet.
+    const MOMENT: Duration = Duration::from_millis(10);
+
     /// Room for `places` connections.
     pub(super) fn new(places: u32) -> Arc<Self> {
         Arc::new(Self { places: Arc::new(Semaphore::new(places as usize)), quiet: Mutex::default() })
@@ -44,20 +60,29 @@ impl Room {
     /// A place for a connection that was accepted from `peer`. If there is none, one who has not asked yet goes; if there
     /// is no such one, it waits. Cancel safe.
     pub(super) async fn admit(self: &Arc<Self>, peer: IpAddr) -> Place {
-        let place = match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => Some(place),
-            Err(_) => {
-                self.send_one_away();
-                // The semaphore is never closed: there is a place in the end.
-                Arc::clone(&self.places).acquire_owned().await.ok()
-            }
+        let mut place = Arc::clone(&self.places).try_acquire_owned().ok();
+        while place.is_none() {
+            self.send_one_away(clock::now());
+            // The semaphore is never closed: there is a place in the end.
+            let freed = timeout(Self::MOMENT, Arc::clone(&self.places).acquire_owned()).await;
+            place = freed.ok().and_then(Result::ok);
+        }
+        let from = peer.to_canonical();
+        let number = {
+            let mut quiet = self.quiet();
+            quiet.last += 1;
+            quiet.last
         };
+        let sent_away = self.sits_down(number, from);
+        let guest = Guest { room: Arc::clone(self), number, asked: Arc::default() };
+        Place { guest, from, sent_away, _place: place }
+    }
+
+    /// From now on it may be sent away, which the answer then tells.
+    fn sits_down(&self, number: u64, from: IpAddr) -> oneshot::Receiver<()> {
         let (away, sent_away) = oneshot::channel();
-        let mut quiet = self.quiet();
-        quiet.last += 1;
-        let number = quiet.last;
-        quiet.guests.insert(number, (peer.to_canonical(), away));
-        Place { guest: Guest { room: Arc::clone(self), number }, sent_away, _place: place }
+        self.quiet().guests.insert(number, Silent { from, since: clock::now(), away });
+        sent_away
     }
 
     /// Waits until all of `places` are free.
@@ -65,10 +90,13 @@ impl Room {
         let _ = self.places.acquire_many(places).await;
     }
 
-    fn send_one_away(&self) {
+    fn send_one_away(&self, now: Moment) {
         let mut quiet = self.quiet();
-        if let Some((_, away)) = quiet.to_go().and_then(|number| quiet.guests.remove(&number)) {
-            let _ = away.send(());
+        let Some(number) = quiet.to_go() else { return };
+        if quiet.guests.get(&number).is_some_and(|silent| now.since(silent.since) >= Self::MOMENT)
+            && let Some(silent) = quiet.guests.remove(&number)
+        {
+            let _ = silent.away.send(());
         }
     }
 
@@ -80,6 +108,7 @@ impl Room {
 /// The place of one connection; free when it is dropped.
 pub(super) struct Place {
     guest: Guest,
+    from: IpAddr,
     sent_away: oneshot::Receiver<()>,
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -90,9 +119,15 @@ impl Place {
         self.guest.clone()
     }
 
-    /// Resolves when it has to go; never once it has asked. Cancel safe.
+    /// It was sent away, and its request was found to be there, unread: it has another moment.
+    pub(super) fn stay(&mut self) {
+        self.sent_away = self.guest.room.sits_down(self.guest.number, self.from);
+    }
+
+    /// Resolves when it has to go; never once it has asked. Cancel safe; once it has resolved, not to be asked again
+    /// before [`Place::stay`].
     pub(super) async fn sent_away(&mut self) {
-        if (&mut self.sent_away).await.is_err() {
+        if (&mut self.sent_away).await.is_err() || self.guest.asked.load(Ordering::Relaxed) {
             std::future::pending().await
         }
     }
@@ -109,11 +144,13 @@ impl Drop for Place {
 pub(super) struct Guest {
     room: Arc<Room>,
     number: u64,
+    asked: Arc<AtomicBool>,
 }
 
 impl Guest {
     /// Its request is there: it keeps its place.
     pub(super) fn has_asked(&self) {
+        self.asked.store(true, Ordering::Relaxed);
         self.room.quiet().guests.remove(&self.number);
     }
 }

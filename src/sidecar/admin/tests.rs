@@ -285,6 +285,26 @@ fn two_thousand_silent_clients_hold_up_nobody() {
 }
 
 #[test]
+fn a_crowd_that_asks_at_once_is_answered_to_the_last() {
+    let running = Running::start();
+    let ask = |_| {
+        let mut client = running.connect();
+        client.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        client
+    };
+    let crowd: Vec<TcpStream> = (0..200).map(ask).collect();
+    let answered = crowd.into_iter().filter(|client| read(client).contains(" 200 OK")).count();
+    assert_eq!(answered, 200, "each of them asked as soon as it was there");
+}
+
+/// All that is sent, whatever ends it.
+fn read(mut client: impl Read) -> String {
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
 fn clients_that_do_not_read_are_cut_off_and_make_room() {
     let whole = Duration::from_millis(300);
     let running = Running::bounded(Bounds { connections: 2, whole, ..Bounds::DEFAULT });
