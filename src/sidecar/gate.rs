@@ -115,41 +115,64 @@ impl From<ScramError> for Turned {
 }
 
 /// Lets a caller in, and serves it to its end; or passes its cancel request on; or turns it away.
-pub async fn admit(hub: Arc<Hub>, mut caller: Caller) {
-    let Some(doorstep) = hub.doorstep() else { return side_door(&hub, caller).await };
+pub async fn admit(hub: Arc<Hub>, caller: Caller) {
+    // What is needed for the way in is let go of behind the door.
+    let Some(mut session) = Box::pin(let_in(hub, caller)).await else { return };
+    session.serve().await;
+}
+
+/// The session of a caller who may come in; nobody else is left waiting.
+async fn let_in(hub: Arc<Hub>, mut caller: Caller) -> Option<Session> {
+    let Some(doorstep) = hub.doorstep() else {
+        side_door(&hub, caller).await;
+        return None;
+    };
     let first = tokio::time::timeout(LOGIN_TIMEOUT, knock(&hub, &mut caller)).await;
     drop(doorstep);
-    let startup = match first {
-        Ok(Ok(FirstPacket::Startup(startup))) => startup,
-        Ok(Ok(FirstPacket::Cancel { pid, secret })) => return cancel(&hub, caller, pid, &secret).await,
+    let (caller, turned) = match first {
+        Ok(Ok(FirstPacket::Startup(startup))) => match enter(&hub, caller, &startup).await {
+            Ok(session) => return Some(session),
+            Err(turned) => turned,
+        },
+        Ok(Ok(FirstPacket::Cancel { pid, secret })) => {
+            cancel(&hub, caller, pid, &secret).await;
+            return None;
+        }
         // Answered within first_packet.
-        Ok(Ok(FirstPacket::Ssl | FirstPacket::Gss)) => return,
-        Ok(Err(turned)) => return turn_away(&hub, caller, turned).await,
-        Err(_) => return turn_away(&hub, caller, Turned::Late).await,
+        Ok(Ok(FirstPacket::Ssl | FirstPacket::Gss)) => return None,
+        Ok(Err(turned)) => (caller, turned),
+        Err(_) => (caller, Turned::Late),
     };
+    turn_away(&hub, caller, turned).await;
+    None
+}
+
+/// Gives the caller a place among the clients and greets it. One that is turned away has none by then.
+async fn enter(hub: &Arc<Hub>, mut caller: Caller, startup: &Startup) -> Result<Session, (Caller, Turned)> {
     let Some((id, shared)) = hub.enter(CancelKey::new(startup.spoken_minor())) else {
         let limit = hub.config.load().max_clients;
-        return turn_away(&hub, caller, Turned::TooManyClients(limit)).await;
+        return Err((caller, Turned::TooManyClients(limit)));
     };
-    let place = Place { hub: Arc::clone(&hub), session: id };
-    match log_in(&hub, &mut caller, &startup, id, &shared).await {
-        Ok((pool, holder)) => {
-            let vars = hub.shared_vars(settings_of(&startup));
-            let up = Pipe::new(Direction::Frontend);
-            let own = Arc::clone(&vars);
-            let (place, client) = (Some(place), caller.io);
-            let names = Names::new(pool.library());
-            let reader = Reader::new();
-            let news = Vec::new();
-            Session { place, hub, pool, holder, shared, client, up, vars, own, names, reader, news }
-                .serve()
-                .await;
-        }
-        Err(turned) => {
-            drop(place);
-            turn_away(&hub, caller, turned).await;
-        }
-    }
+    let place = Place { hub: Arc::clone(hub), session: id };
+    let (pool, holder) = match log_in(hub, &mut caller, startup, id, &shared).await {
+        Ok(entered) => entered,
+        Err(turned) => return Err((caller, turned)),
+    };
+    let vars = hub.shared_vars(settings_of(startup));
+    Ok(Session {
+        place: Some(place),
+        hub: Arc::clone(hub),
+        names: Names::new(pool.library()),
+        pool,
+        holder,
+        shared,
+        client: caller.io,
+        up: Pipe::new(Direction::Frontend),
+        own: Arc::clone(&vars),
+        vars,
+        reader: Reader::new(),
+        news: Vec::new(),
+    })
 }
 
 /// There is no room at the door. Only a cancel request is let through: it may be what makes room.

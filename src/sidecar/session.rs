@@ -106,20 +106,28 @@ impl Session {
     const LAST_WORD: Duration = Duration::from_secs(1);
 
     /// Serves the client to its end.
-    pub async fn serve(mut self) {
+    pub async fn serve(&mut self) {
         loop {
             match self.idle().await {
                 Idle::Spoke => {}
                 Idle::Left => return,
-                Idle::Told => return self.say_draining().await,
+                Idle::Told => return Box::pin(self.say_draining()).await,
             }
-            let checkout = match self.borrow_connection().await {
-                Ok(Some(checkout)) => checkout,
-                Ok(None) => return,
-                Err(error) => return self.refuse(&error).await,
-            };
-            if !self.lend(checkout).await {
+            // On the heap, and only for so long: most clients are idle most of the time.
+            if !Box::pin(self.work()).await {
                 return;
+            }
+        }
+    }
+
+    /// From a statement's beginning to the end of the checkout; whether the session goes on.
+    async fn work(&mut self) -> bool {
+        match self.borrow_connection().await {
+            Ok(Some(checkout)) => self.lend(checkout).await,
+            Ok(None) => false,
+            Err(error) => {
+                self.refuse(&error).await;
+                false
             }
         }
     }
