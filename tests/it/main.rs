@@ -29,6 +29,7 @@ mod reload;
 mod report;
 mod sharing;
 mod slow;
+mod standby;
 mod support;
 mod tls;
 mod top;

@@ -7,6 +7,7 @@ pub mod psql;
 pub mod raw;
 pub mod server;
 pub mod tap;
+pub mod template;
 pub mod tls;
 
 use std::future::Future;

@@ -1,15 +1,14 @@
 //! A real PostgreSQL, started by the tests and surely ended with them.
 //!
-//! `initdb` is run once per machine into a template; each server is a copy of it on a free port. A
-//! small shell keeps the postmaster: it waits for the end of a pipe that the test process holds, so
-//! the server goes away however the test process ends, even killed. cargo-nextest runs each test in
-//! a process of its own: there the processes share one server, and the shell waits for the file lock
-//! that each of them holds.
+//! Each server is a copy of the template (see `template.rs`) on a free port. A small shell keeps the
+//! postmaster: it waits for the end of a pipe that the test process holds, so the server goes away
+//! however the test process ends, even killed. cargo-nextest runs each test in a process of its own:
+//! there the processes share one server, and the shell waits for the file lock that each of them holds.
 
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,28 +17,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::endpoint::{Endpoint, Session};
+use super::template::{HBA, configure, copy_of, copy_of_template, give_to_owner, run, run_as_owner};
 use super::tls::Identity;
 
-/// Roles that every server has: `postgres` (superuser), `app` and `other` (trusted), and `locked`,
-/// whose password is [`LOCKED_PASSWORD`].
-const ROLES: &str = "CREATE ROLE app LOGIN;\nCREATE ROLE other LOGIN;\n\
-                     SET password_encryption = 'scram-sha-256';\n\
-                     CREATE ROLE locked LOGIN PASSWORD 'right-password';\n";
+pub use super::template::binaries;
 
 /// The password of the role `locked`.
 pub const LOCKED_PASSWORD: &str = "right-password";
-
-const HBA: &str = "local all all trust\n\
-                   host all locked 127.0.0.1/32 scram-sha-256\n\
-                   host all all 127.0.0.1/32 trust\n";
-
-const SETTINGS: &str = "\nlisten_addresses = '127.0.0.1'\nfsync = off\nsynchronous_commit = off\n\
-                        full_page_writes = off\nwal_level = minimal\nmax_wal_senders = 0\n\
-                        max_connections = 200\nshared_buffers = 16MB\nautovacuum = off\n\
-                        max_prepared_transactions = 4\nlogging_collector = off\n";
-
-/// To be raised when what is in the template changes.
-const TEMPLATE_REVISION: u32 = 1;
 
 /// Runs the postmaster ($1) of directory $2 on port $3 until standard input ends, and removes the
 /// directory unless the last word was `keep`. If there is a lease directory $4, it runs until nobody
@@ -98,18 +82,55 @@ impl Server {
             let root = data.join("root.crt");
             fs::copy(authority, &root).unwrap();
             give_to_owner(&root);
-            let conf = data.join("postgresql.conf");
-            fs::write(&conf, fs::read_to_string(&conf).unwrap() + "ssl_ca_file = 'root.crt'\n").unwrap();
+            configure(data, "ssl_ca_file = 'root.crt'\n");
             let rules = "hostssl all other 127.0.0.1/32 trust clientcert=verify-ca\n\
                          host all other 127.0.0.1/32 reject\n";
             fs::write(data.join("pg_hba.conf"), format!("{rules}{HBA}")).unwrap();
         })
     }
 
+    /// A server of one's own from which others may stream: see [`Server::standby`].
+    pub fn primary() -> Server {
+        Server::on_free_port(None, |data| {
+            let streaming = "wal_level = replica\nmax_wal_senders = 4\nwal_keep_size = 64MB\n";
+            configure(data, &format!("{streaming}synchronous_commit = on\n"));
+            let rules = "host replication postgres 127.0.0.1/32 trust\n";
+            fs::write(data.join("pg_hba.conf"), format!("{rules}{HBA}")).unwrap();
+        })
+    }
+
+    /// A hot standby that streams from this server, a [`Server::primary`], which is restarted for that.
+    ///
+    /// It begins with a copy of the files of a server at rest, as PostgreSQL's documentation allows ("File
+    /// System Level Backup"), since not every build of PostgreSQL that tests run on has pg_basebackup.
+    pub fn standby(&mut self) -> Server {
+        self.stop();
+        let dir = copy_of(&self.dir.join("data"));
+        self.start();
+        let data = dir.join("data");
+        configure(&data, &format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres'\n", self.port));
+        fs::write(data.join("standby.signal"), "").unwrap();
+        give_to_owner(&data.join("standby.signal"));
+        Server::start_in(dir, None)
+    }
+
+    /// Makes a primary of a standby, and waits until it is one.
+    pub fn promote(&self) {
+        let mut promotion = Command::new(binaries().join("pg_ctl"));
+        promotion.args(["promote", "--silent", "--pgdata"]).arg(self.dir.join("data")).current_dir("/");
+        run_as_owner(&mut promotion);
+        run(&mut promotion);
+    }
+
     /// `prepare` may change the data directory before the first start.
     fn on_free_port(lease: Option<&Path>, prepare: impl Fn(&Path)) -> Server {
-        let mut server = Server { dir: copy_of_template(), port: 0, keeper: None, lease: None };
-        prepare(&server.dir.join("data"));
+        let dir = copy_of_template();
+        prepare(&dir.join("data"));
+        Server::start_in(dir, lease)
+    }
+
+    fn start_in(dir: PathBuf, lease: Option<&Path>) -> Server {
+        let mut server = Server { dir, port: 0, keeper: None, lease: None };
         for _ in 0..5 {
             server.port = free_port();
             if server.try_start(lease) {
@@ -163,6 +184,11 @@ impl Server {
         database
     }
 
+    /// The database of this name that came with another server's data.
+    pub fn replica_of(&self, database: &Database) -> Database {
+        Database { port: self.port, ..database.clone() }
+    }
+
     fn try_start(&mut self, lease: Option<&Path>) -> bool {
         let mut command = Command::new("sh");
         command.args(["-c", KEEPER, "keeper"]).arg(binaries().join("postgres"));
@@ -193,7 +219,7 @@ impl Server {
     /// What `pg_ctl` looks at: the last line of the pid file.
     fn ready(&self) -> bool {
         let pid_file = fs::read_to_string(self.dir.join("data/postmaster.pid")).unwrap_or_default();
-        pid_file.lines().nth(7).is_some_and(|status| status.trim() == "ready")
+        pid_file.lines().nth(7).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
     }
 
     fn log(&self) -> String {
@@ -289,123 +315,10 @@ fn speak_tls(data: &Path, identity: &Identity) {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         give_to_owner(&path);
     }
-    let conf = data.join("postgresql.conf");
-    let settings = fs::read_to_string(&conf).unwrap() + "ssl = on\n";
-    fs::write(&conf, settings).unwrap();
-}
-
-fn give_to_owner(path: &Path) {
-    if let Some((uid, gid)) = owner() {
-        // It may have been removed meanwhile, which the caller sees.
-        let _ = chown(path, Some(uid), Some(gid));
-    }
+    configure(data, "ssl = on\n");
 }
 
 /// A TCP port on which nobody listens at this moment.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Copies the template, making it first if this machine has none.
-fn copy_of_template() -> PathBuf {
-    let template = template();
-    let dir = tempfile::Builder::new().prefix("pgleash-test-pg-").tempdir().unwrap().keep();
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
-    give_to_owner(&dir);
-    run(Command::new("cp").arg("-a").arg(template).arg(dir.join("data")));
-    dir
-}
-
-fn template() -> PathBuf {
-    let version = Command::new(binaries().join("postgres")).arg("--version").output().unwrap();
-    let version: String = String::from_utf8_lossy(&version.stdout)
-        .chars()
-        .filter(|c| c.is_ascii_digit() || *c == '.')
-        .collect();
-    let uid = fs::metadata("/proc/self").unwrap().uid();
-    let home = std::env::temp_dir().join(format!("pgleash-test-template-{uid}"));
-    let template = home.join(format!("{version}-{TEMPLATE_REVISION}"));
-    fs::create_dir_all(&home).unwrap();
-    fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
-    give_to_owner(&home);
-    let lock = fs::File::create(home.join("lock")).unwrap();
-    lock.lock().unwrap();
-    if !template.exists() {
-        let unfinished = home.join("unfinished");
-        let _ = fs::remove_dir_all(&unfinished);
-        make_template(&unfinished);
-        fs::rename(&unfinished, &template).unwrap();
-    }
-    template
-}
-
-fn make_template(dir: &Path) {
-    let mut initdb = Command::new(binaries().join("initdb"));
-    initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-locale"]);
-    initdb.args(["--wal-segsize=1", "-D"]).arg(dir).current_dir("/");
-    run_as_owner(&mut initdb);
-    run(&mut initdb);
-    let conf = dir.join("postgresql.conf");
-    let settings = fs::read_to_string(&conf).unwrap() + SETTINGS;
-    fs::write(&conf, settings).unwrap();
-    fs::write(dir.join("pg_hba.conf"), HBA).unwrap();
-    let mut single = Command::new(binaries().join("postgres"));
-    single.args(["--single", "-j", "-D"]).arg(dir).arg("postgres").current_dir("/");
-    single.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    run_as_owner(&mut single);
-    let mut child = single.spawn().unwrap();
-    // With -j, a statement ends at an empty line.
-    let roles = ROLES.replace(";\n", ";\n\n");
-    child.stdin.take().unwrap().write_all(roles.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && !said.contains("ERROR"), "the roles were not made: {said}");
-}
-
-/// Where `initdb`, `postgres` and `psql` are: `PGLEASH_TEST_PG_BIN`, the newest Debian package, or `PATH`.
-pub fn binaries() -> &'static Path {
-    static BINARIES: OnceLock<PathBuf> = OnceLock::new();
-    BINARIES.get_or_init(|| {
-        if let Some(dir) = std::env::var_os("PGLEASH_TEST_PG_BIN") {
-            return dir.into();
-        }
-        let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-        let newest = debian
-            .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
-            .filter(|(_, path)| path.join("bin/initdb").exists())
-            .max();
-        if let Some((_, path)) = newest {
-            return path.join("bin");
-        }
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).find(|dir| dir.join("initdb").exists()).expect(
-            "no initdb found: install PostgreSQL (Debian: apt-get install postgresql) or set PGLEASH_TEST_PG_BIN",
-        )
-    })
-}
-
-/// Who runs PostgreSQL when we are root, which it refuses to run as: uid and gid.
-fn owner() -> Option<(u32, u32)> {
-    if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        return None;
-    }
-    let passwd = fs::read_to_string("/etc/passwd").unwrap();
-    let find = |name: &str| {
-        passwd.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            (fields.first() == Some(&name)).then(|| (fields[2].parse().unwrap(), fields[3].parse().unwrap()))
-        })
-    };
-    Some(find("postgres").or_else(|| find("nobody")).expect("a user postgres or nobody"))
-}
-
-fn run_as_owner(command: &mut Command) {
-    if let Some((uid, gid)) = owner() {
-        command.uid(uid).gid(gid);
-    }
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
