@@ -136,6 +136,7 @@ pub fn parse(body: &[u8]) -> Result<FirstPacket, StartupError> {
 
 fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, StartupError> {
     let mut startup = Startup { minor, ..Startup::default() };
+    let mut command_line = "";
     loop {
         let name = utf8(cstr(&mut rest)?)?;
         if name.is_empty() {
@@ -151,7 +152,7 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, StartupError> {
         match name.to_ascii_lowercase().as_str() {
             "user" => value.clone_into(&mut startup.user),
             "database" => value.clone_into(&mut startup.database),
-            "options" => options(value, &mut startup.settings)?,
+            "options" => command_line = value,
             "replication" if is_off(value) => {}
             "replication" => {
                 return Err(StartupError::Unsupported(
@@ -161,6 +162,10 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, StartupError> {
             option if option.starts_with("_pq_.") => startup.unknown_options.push(name.to_owned()),
             setting => drop(startup.settings.insert(setting.to_owned(), value.to_owned())),
         }
+    }
+    // What has a parameter of its own counts more, wherever it stands.
+    for (name, value) in options(command_line)? {
+        startup.settings.entry(name).or_insert(value);
     }
     if !rest.is_empty() {
         return Err(StartupError::Malformed("bytes after the terminator"));
@@ -198,7 +203,8 @@ fn ascii(text: &[u8]) -> String {
 
 /// Reads `-c name=value` and `--name=value`, with backslash escaping white space, as the server
 /// reads `options` ("libpq Connection Parameters / options").
-fn options(text: &str, settings: &mut BTreeMap<String, String>) -> Result<(), StartupError> {
+fn options(text: &str) -> Result<BTreeMap<String, String>, StartupError> {
+    let mut settings = BTreeMap::new();
     let mut words = split_words(text).into_iter();
     while let Some(word) = words.next() {
         let setting = if let Some(long) = word.strip_prefix("--") {
@@ -216,7 +222,7 @@ fn options(text: &str, settings: &mut BTreeMap<String, String>) -> Result<(), St
             setting.split_once('=').ok_or(StartupError::Malformed("options: a setting without ="))?;
         settings.insert(name.replace('-', "_").to_ascii_lowercase(), value.to_owned());
     }
-    Ok(())
+    Ok(settings)
 }
 
 fn split_words(text: &str) -> Vec<String> {
