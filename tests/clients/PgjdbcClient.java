@@ -5,6 +5,7 @@ import java.sql.*;
 import java.util.*;
 import java.util.concurrent.*;
 import org.postgresql.PGConnection;
+import org.postgresql.PGNotification;
 import org.postgresql.copy.CopyManager;
 
 /**
@@ -14,8 +15,7 @@ import org.postgresql.copy.CopyManager;
 public class PgjdbcClient {
     public static void main(String[] arguments) throws Exception {
         HikariConfig config = new HikariConfig();
-        config.setJdbcUrl("jdbc:postgresql://" + env("PGHOST") + ":" + env("PGPORT") + "/" + env("PGDATABASE")
-            + "?ApplicationName=pgjdbc" + System.getenv().getOrDefault("JDBC_OPTIONS", ""));
+        config.setJdbcUrl(url(""));
         config.setUsername(env("PGUSER"));
         config.setPassword(System.getenv("PGPASSWORD"));
         config.setMaximumPoolSize(6);
@@ -30,6 +30,9 @@ public class PgjdbcClient {
             changes(pool);
             cancels(pool);
         }
+        sessions();
+        hears();
+        shared();
     }
 
     static void types(HikariDataSource pool) throws SQLException {
@@ -188,6 +191,78 @@ public class PgjdbcClient {
                 say("timeout", error.getSQLState());
             }
             say("and on", one(conn, "SELECT 'well'"));
+        }
+    }
+
+    /** Two clients with different parameters on the same server connections, by turns. */
+    static void sessions() throws SQLException {
+        try (Connection conn = connect("")) {
+            for (String schema : List.of("one", "two")) {
+                run(conn, "CREATE SCHEMA " + schema);
+                run(conn, "CREATE TABLE " + schema + ".place AS SELECT '" + schema + "' AS name");
+            }
+        }
+        String look = "SELECT concat_ws(' ', name, current_setting('search_path'), current_setting('TimeZone')) FROM place";
+        try (Connection one = connect("&currentSchema=one");
+             Connection two = connect("&options=-c%20search_path=two%20-c%20TimeZone=Asia/Tokyo");
+             PreparedStatement first = one.prepareStatement(look); PreparedStatement second = two.prepareStatement(look)) {
+            run(one, "SET TimeZone = 'UTC'"); // the driver asks for the machine's at its login
+            for (int n = 0; n < 8; n++) say("by turns", one(first), one(second));
+            two.setAutoCommit(false);
+            run(two, "SET LOCAL search_path = one");
+            run(two, "CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT generate_series(1, 3) AS n");
+            run(two, "SELECT pg_advisory_xact_lock(7)");
+            say("in it", one(two, look), one(two, "SELECT sum(n) FROM mine"));
+            say("locked", one(one, "SELECT pg_try_advisory_xact_lock(7)"));
+            two.commit();
+            say("unlocked", one(one, "SELECT pg_try_advisory_xact_lock(7)"), one(one, "SELECT to_regclass('mine')"));
+            say("after it", one(first), one(second));
+            two.commit();
+            one.setSchema("two");
+            one.setReadOnly(true);
+            say("another schema, to be read only", one(first), one(one, "SHOW transaction_read_only"));
+        }
+    }
+
+    /** More clients that are connected than the pool behind has connections. */
+    static void shared() throws SQLException {
+        List<Connection> all = new ArrayList<>();
+        for (int n = 0; n < 8; n++) all.add(connect(""));
+        int sum = 0;
+        for (int round = 0; round < 8; round++) {
+            for (Connection conn : all) sum += Integer.parseInt(one(conn, "SELECT " + round));
+        }
+        say("shared", sum, one(all.get(0), "SHOW extra_float_digits"), one(all.get(7), "SHOW application_name"));
+        for (Connection conn : all) conn.close();
+    }
+
+    static void hears() throws SQLException {
+        try (Connection conn = connect(""); Connection speaker = connect("")) {
+            run(conn, "LISTEN news");
+            run(speaker, "NOTIFY news, 'it works'");
+            for (PGNotification news : conn.unwrap(PGConnection.class).getNotifications(10_000)) {
+                say("heard", news.getName(), news.getParameter());
+            }
+        }
+    }
+
+    static String url(String more) {
+        return "jdbc:postgresql://" + env("PGHOST") + ":" + env("PGPORT") + "/" + env("PGDATABASE")
+            + "?ApplicationName=pgjdbc" + System.getenv().getOrDefault("JDBC_OPTIONS", "") + more;
+    }
+
+    /**
+     * The driver says its parameters at its login instead of with a SET behind it, if it may assume a server of this
+     * version or a later one.
+     */
+    static Connection connect(String more) throws SQLException {
+        return DriverManager.getConnection(url("&assumeMinServerVersion=9.0" + more), env("PGUSER"), env("PGPASSWORD"));
+    }
+
+    static String one(PreparedStatement ask) throws SQLException {
+        try (ResultSet row = ask.executeQuery()) {
+            row.next();
+            return row.getString(1);
         }
     }
 

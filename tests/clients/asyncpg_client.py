@@ -14,8 +14,8 @@ def say(what, value):
     print(f"{what}: {value!r}", flush=True)
 
 
-async def connect():
-    return await asyncpg.connect(server_settings={"application_name": "asyncpg"})
+async def connect(**settings):
+    return await asyncpg.connect(server_settings={"application_name": "asyncpg"} | settings)
 
 
 async def queries_and_types(conn):
@@ -85,6 +85,32 @@ async def notifications(conn):
     await speaker.close()
 
 
+async def sessions():
+    """Two clients with different parameters on the same server connections, by turns."""
+    one, two = await connect(search_path="one"), await connect(options="-c search_path=two,public -c work_mem=5MB")
+    for schema in ("one", "two"):
+        await one.execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.place AS SELECT '{schema}' AS name")
+    await two.execute("SET TimeZone = 'Asia/Tokyo'")
+    sql = "SELECT name, current_setting('search_path'), current_setting('TimeZone'), current_setting('work_mem') FROM place"
+    looks = [await conn.prepare(sql) for conn in (one, two)]
+    for _ in range(3):
+        say("by turns", [tuple(await look.fetchrow()) for look in looks])
+    async with one.transaction():
+        await one.execute("SET LOCAL TimeZone = 'Europe/Berlin'")
+        say("for the transaction", await one.fetchval("SHOW TimeZone"))
+        await one.execute("CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT generate_series(1, 3) AS n")
+        say("temporary", await one.fetchval("SELECT sum(n) FROM mine"))
+        await one.execute("SELECT pg_advisory_xact_lock(7)")
+        say("locked", await two.fetchval("SELECT pg_try_advisory_xact_lock(7)"))
+    say("after it", (await one.fetchval("SHOW TimeZone"), await two.fetchval("SELECT pg_try_advisory_xact_lock(7)")))
+    say("by turns", [tuple(await look.fetchrow()) for look in looks])
+    # As the driver's own pool does between two borrowers.
+    await two.reset()
+    say("reset", tuple(await two.fetchrow("SELECT current_setting('search_path'), current_setting('TimeZone')")))
+    await one.close()
+    await two.close()
+
+
 async def pools():
     async with asyncpg.create_pool(min_size=2, max_size=8, server_settings={"application_name": "asyncpg"}) as pool:
         doubled = await asyncio.gather(*(pool.fetchval("SELECT $1::int * 2 FROM pg_sleep(0.01)", n) for n in range(60)))
@@ -97,6 +123,7 @@ async def main():
         print(f"-- {part.__name__}")
         await part(conn)
     await conn.close()
+    await sessions()
     await pools()
 
 

@@ -1,6 +1,7 @@
 // node-postgres: prints what it got, which must not depend on what is between it and the server.
 // The connection comes from the PG* variables.
 
+import { readFileSync } from 'node:fs';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -9,10 +10,13 @@ import copyStreams from 'pg-copy-streams';
 import Cursor from 'pg-cursor';
 
 const say = (what, value) => console.log(`${what}: ${JSON.stringify(value)}`);
-const options = { application_name: 'node-postgres' };
+const authority = process.env.PGSSLROOTCERT;
+// The driver knows no file of authorities; with one it verifies the certificate, and binds its proof to the channel.
+const ssl = authority ? { ca: readFileSync(authority) } : false;
+const options = { application_name: 'node-postgres', ssl, enableChannelBinding: Boolean(authority) };
 
-async function connected(work) {
-  const client = new pg.Client(options);
+async function connected(work, more = {}) {
+  const client = new pg.Client({ ...options, ...more });
   await client.connect();
   try {
     await work(client);
@@ -96,6 +100,41 @@ async function notifications(client) {
   say('heard', heard);
 }
 
+// Two clients with different parameters on the same server connections, by turns.
+async function sessions(one) {
+  for (const schema of ['one', 'two']) {
+    await one.query(`CREATE SCHEMA ${schema}; CREATE TABLE ${schema}.place AS SELECT '${schema}' AS name`);
+  }
+  await connected(async (two) => {
+    await one.query("SET search_path = one; SET TimeZone = 'Asia/Tokyo'");
+    const look = (client) => client.query({
+      name: 'look', rowMode: 'array',
+      text: "SELECT name, current_setting('search_path'), current_setting('TimeZone') FROM place",
+    }).then((result) => result.rows[0]);
+    for (let round = 0; round < 3; round += 1) say('by turns', [await look(one), await look(two)]);
+    await two.query('BEGIN');
+    await two.query("SET LOCAL TimeZone = 'Europe/Berlin'");
+    await two.query('CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT generate_series(1, 3) AS n');
+    await two.query('SELECT pg_advisory_xact_lock(7)');
+    say('in it', [await look(two), (await two.query('SELECT sum(n) FROM mine')).rows]);
+    say('locked', (await one.query('SELECT pg_try_advisory_xact_lock(7)')).rows);
+    await two.query('COMMIT');
+    say('unlocked', (await one.query("SELECT pg_try_advisory_xact_lock(7), to_regclass('mine')")).rows);
+    say('after it', [await look(one), await look(two)]);
+  }, { options: '-c search_path=two -c work_mem=5MB' });
+}
+
+async function cancels(client) {
+  const slow = new pg.Query('SELECT pg_sleep(60)');
+  const ended = new Promise((resolve) => { slow.once('error', resolve).once('end', resolve); });
+  client.query(slow);
+  await sleep(200);
+  // A connection of its own, in the clear: whoever knows the key may ask.
+  new pg.Client({ ...options, ssl: false }).cancel(client, slow);
+  say('cancelled', (await ended).code);
+  say('after it', (await client.query("SELECT 'well' AS a")).rows);
+}
+
 async function pools() {
   const pool = new pg.Pool({ ...options, max: 8 });
   const doubled = await Promise.all(
@@ -112,6 +151,7 @@ async function pools() {
 
 for (const part of [
   queriesAndTypes, transactions, namedStatements, copies, cursors, errorsAndNotices, notifications,
+  sessions, cancels,
 ]) {
   console.log(`-- ${part.name}`);
   await connected(part);

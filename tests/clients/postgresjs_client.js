@@ -1,12 +1,19 @@
 // postgres.js: prints what it got, which must not depend on what is between it and the server.
 // The connection comes from the PG* variables. It prepares by name, pipelines, and keeps a pool of its own.
 
+import { readFileSync } from 'node:fs';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import postgres from 'postgres';
 
 const say = (what, value) => console.log(`${what}: ${JSON.stringify(value)}`);
-const sql = postgres({ max: 6, connection: { application_name: 'postgres.js' }, onnotice: () => {} });
+const authority = process.env.PGSSLROOTCERT;
+// The driver knows no file of authorities; with one it verifies the certificate.
+const ssl = authority ? { ca: readFileSync(authority) } : false;
+const connected = (max, connection) => postgres({
+  max, ssl, connection: { application_name: 'postgres.js', ...connection }, onnotice: () => {},
+});
+const sql = connected(6, {});
 
 async function queriesAndTypes() {
   say('one', await sql`SELECT 1 AS a, ${'two'}::text AS b, NULL AS c, true AS d`);
@@ -83,6 +90,30 @@ async function cancels() {
   say('after it', await sql`SELECT 'well' AS a`);
 }
 
+// Two clients with different parameters on the same server connections, by turns.
+async function sessions() {
+  for (const schema of ['one', 'two']) {
+    await sql.unsafe(`CREATE SCHEMA ${schema}; CREATE TABLE ${schema}.place AS SELECT '${schema}' AS name`);
+  }
+  const one = connected(1, { search_path: 'one', TimeZone: 'Asia/Tokyo' });
+  const two = connected(1, { options: '-c search_path=two -c work_mem=5MB' });
+  const look = (client) => client`
+    SELECT name, current_setting('search_path') AS path, current_setting('TimeZone') AS zone FROM place`;
+  for (let round = 0; round < 3; round += 1) say('by turns', [await look(one), await look(two)]);
+  await two.begin(async (tx) => {
+    await tx`SET LOCAL TimeZone = 'Europe/Berlin'`;
+    await tx`CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT generate_series(1, 3) AS n`;
+    await tx`SELECT pg_advisory_xact_lock(7)`;
+    say('in it', [await look(tx), await tx`SELECT sum(n) FROM mine`]);
+    say('locked', await one`SELECT pg_try_advisory_xact_lock(7)`);
+  });
+  say('unlocked', await one`SELECT pg_try_advisory_xact_lock(7), to_regclass('mine')`);
+  await two`SET TimeZone = 'Europe/Rome'`;
+  say('after it', [await look(one), await look(two)]);
+  await one.end();
+  await two.end();
+}
+
 async function hears() {
   const heard = new Promise((resolve) => {
     sql.listen('news', resolve).then(() => sql.notify('news', 'it works'));
@@ -90,7 +121,7 @@ async function hears() {
   say('heard', await heard);
 }
 
-for (const part of [queriesAndTypes, transactions, crowds, cursorsAndCopies, changes, cancels, hears]) {
+for (const part of [queriesAndTypes, transactions, crowds, cursorsAndCopies, changes, cancels, sessions, hears]) {
   await part();
 }
 await sql.end();

@@ -150,6 +150,36 @@ def notifications():
         say("heard", heard)
 
 
+def sessions():
+    """Two clients with different parameters on the same server connections, by turns."""
+    with connect(autocommit=True) as conn:
+        conn.execute("CREATE SCHEMA one; CREATE TABLE one.place AS SELECT 'first' AS name")
+        conn.execute("CREATE SCHEMA two; CREATE TABLE two.place AS SELECT 'second' AS name")
+    look = "SELECT name, current_setting('search_path'), current_setting('TimeZone') FROM place"
+    with connect(autocommit=True, options="-c search_path=one") as one, connect(autocommit=True) as two:
+        two.execute("SET search_path = two, public")
+        two.execute("SET TimeZone = 'Asia/Tokyo'")
+        for _ in range(3):
+            say("by turns", (one.execute(look).fetchone(), two.execute(look, prepare=True).fetchone()))
+        with one.transaction():
+            one.execute("SET LOCAL TimeZone = 'Europe/Berlin'")
+            one.execute("SET LOCAL search_path = two")
+            say("for the transaction", one.execute(look).fetchone())
+        say("after it", one.execute(look).fetchone())
+        with one.transaction():
+            one.execute("CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT generate_series(1, 3) AS n")
+            say("temporary", one.execute("SELECT sum(n) FROM mine").fetchone())
+            one.execute("SELECT pg_advisory_xact_lock(7)")
+            say("locked", two.execute("SELECT pg_try_advisory_xact_lock(7)").fetchone())
+        say("unlocked", two.execute("SELECT pg_try_advisory_xact_lock(7), to_regclass('mine')").fetchone())
+        two.execute("RESET search_path")
+        say("reset", two.execute("SHOW search_path").fetchone())
+        two.execute("CREATE TEMP TABLE kept (n int)")
+        two.execute("INSERT INTO kept VALUES (1), (2)")
+        two.execute("SELECT pg_advisory_lock(8)")
+        say("kept", (two.execute("SELECT count(*) FROM kept").fetchone(), one.execute("SELECT pg_try_advisory_lock(8)").fetchone()))
+
+
 async def many_at_once():
     async def one(n):
         async with await psycopg.AsyncConnection.connect(application_name="psycopg") as conn:
@@ -171,6 +201,7 @@ def main():
         errors_and_notices,
         cancels,
         notifications,
+        sessions,
     ):
         print(f"-- {part.__name__}")
         part()

@@ -110,13 +110,17 @@ class Pgleash:
         return self
 
     def guard(self):
-        """A password for the clients, and a certificate of its own to ask for it over TLS."""
+        """A password for the clients, and a certificate, signed by the authority that they trust, to ask for it over TLS."""
         users, cert, key = (self.work / name for name in ("users.toml", "cert.pem", "key.pem"))
         users.write_text(f'app = "{PASSWORD}"\n')
         users.chmod(0o600)
-        openssl = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-        subprocess.run([*openssl, *names, "-keyout", key, "-out", cert], check=True, capture_output=True)
+        authority, signer = authority_of(self.work), self.work / "authority.key"
+        request, names = self.work / "request.pem", self.work / "names"
+        names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+        openssl("req", "-x509", *NEW_KEY, "-days", "2", "-subj", "/CN=authority", "-keyout", signer, "-out", authority)
+        openssl("req", "-new", *NEW_KEY, "-subj", "/CN=localhost", "-keyout", key, "-out", request)
+        sign = ["-CA", authority, "-CAkey", signer, "-CAcreateserial", "-extfile", names]
+        openssl("x509", "-req", "-in", request, "-days", "2", "-out", cert, *sign)
         return {
             "PGLEASH_AUTH_METHOD": "scram-sha-256", "PGLEASH_AUTH_USERS": str(users),
             "PGLEASH_TLS_CERT": str(cert), "PGLEASH_TLS_KEY": str(key), "PGLEASH_TLS_MODE": "require",
@@ -143,6 +147,18 @@ class Pgleash:
         self.errors.close()
         if code != 0 or "panicked" in said:
             sys.exit(f"pgleash in {self.mode} mode ended with {code}: {said}")
+
+
+def authority_of(work):
+    """The certificate by which clients know pgleash."""
+    return work / "authority.pem"
+
+
+NEW_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+
+
+def openssl(*arguments):
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 
 
 def free_port():

@@ -85,6 +85,33 @@ def over_psycopg():
     engine.dispose()
 
 
+def sessions():
+    """Two engines with different parameters on the same server connections, by turns."""
+    url = f"postgresql+psycopg://{ADDRESS}"
+    one = create_engine(url, connect_args={"options": "-c search_path=one", "prepare_threshold": 1})
+    two = create_engine(url, connect_args={"options": "-c search_path=two -c TimeZone=Asia/Tokyo"})
+    with one.begin() as conn:
+        for schema in ("one", "two"):
+            conn.execute(text(f"CREATE SCHEMA {schema}"))
+            conn.execute(text(f"CREATE TABLE {schema}.place AS SELECT '{schema}' AS name"))
+    look = text("SELECT name, current_setting('search_path'), current_setting('TimeZone') FROM place")
+    with one.connect() as first, two.connect() as second:
+        for _ in range(3):
+            say("by turns", [tuple(conn.execute(look).one()) for conn in (first, second)])
+            first.commit()
+            second.commit()
+        first.execute(text("SET LOCAL search_path = two"))
+        first.execute(text("CREATE TEMP TABLE mine (n int) ON COMMIT DROP"))
+        first.execute(text("INSERT INTO mine VALUES (1), (2)"))
+        first.execute(text("SELECT pg_advisory_xact_lock(7)"))
+        say("in it", (first.execute(look).one()[0], first.scalar(text("SELECT sum(n) FROM mine"))))
+        say("locked", second.scalar(text("SELECT pg_try_advisory_xact_lock(7)")))
+        first.commit()
+        say("after it", (first.execute(look).one()[0], second.scalar(text("SELECT pg_try_advisory_xact_lock(7)"))))
+    one.dispose()
+    two.dispose()
+
+
 def crowd(engine):
     """More threads than the application's pool and the server's have connections."""
     sums = []
@@ -129,4 +156,5 @@ async def over_asyncpg():
 
 
 over_psycopg()
+sessions()
 asyncio.run(over_asyncpg())

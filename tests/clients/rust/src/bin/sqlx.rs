@@ -3,9 +3,10 @@
 use futures_util::TryStreamExt;
 use futures_util::future::try_join_all;
 use pgleash_test_clients::{say, url};
-use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
-use sqlx::{Acquire, Error, Row};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
+use sqlx::{Acquire, ConnectOptions, Connection, Error, Row};
 
+/// Password, `sslmode` and authority the driver takes from the environment itself.
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let pool = PgPoolOptions::new().max_connections(6).test_before_acquire(true).connect(&url("sqlx")).await?;
@@ -15,6 +16,7 @@ async fn main() -> Result<(), Error> {
     streams(&pool).await?;
     changes(&pool).await?;
     hears(&pool).await?;
+    sessions().await?;
     pool.close().await;
     Ok(())
 }
@@ -97,4 +99,40 @@ async fn hears(pool: &PgPool) -> Result<(), Error> {
     sqlx::query("SELECT pg_notify('news', $1)").bind("it works").execute(pool).await?;
     say("heard", listener.recv().await?.payload().to_owned());
     Ok(())
+}
+
+/// Two clients with different parameters on the same server connections, by turns.
+async fn sessions() -> Result<(), Error> {
+    let options: PgConnectOptions = url("sqlx").parse()?;
+    let mut one = options.clone().options([("search_path", "one")]).connect().await?;
+    let mut two = options.options([("search_path", "two,public"), ("work_mem", "5MB")]).connect().await?;
+    for schema in ["one", "two"] {
+        let made = format!("CREATE SCHEMA {schema}; CREATE TABLE {schema}.place AS SELECT '{schema}' AS name");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(made)).execute(&mut one).await?;
+    }
+    sqlx::raw_sql("SET TimeZone = 'Asia/Tokyo'").execute(&mut two).await?;
+    for _ in 0..3 {
+        say("by turns", (look(&mut one).await?, look(&mut two).await?));
+    }
+    let mut transaction = Connection::begin(&mut one).await?;
+    sqlx::query("SET LOCAL search_path = two").execute(&mut *transaction).await?;
+    sqlx::query("CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT generate_series(1, 3) AS n").execute(&mut *transaction).await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(7_i64).execute(&mut *transaction).await?;
+    let sum: i64 = sqlx::query_scalar("SELECT sum(n) FROM mine").fetch_one(&mut *transaction).await?;
+    say("in it", (look(&mut transaction).await?, sum));
+    say("locked", try_lock(&mut two).await?);
+    transaction.commit().await?;
+    say("unlocked", try_lock(&mut two).await?);
+    say("after it", (look(&mut one).await?, look(&mut two).await?));
+    one.close().await?;
+    two.close().await
+}
+
+async fn look(conn: &mut PgConnection) -> Result<(String, String, String), Error> {
+    let sql = "SELECT name, current_setting('search_path'), current_setting('TimeZone') FROM place";
+    sqlx::query_as(sql).fetch_one(conn).await
+}
+
+async fn try_lock(conn: &mut PgConnection) -> Result<bool, Error> {
+    sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").bind(7_i64).fetch_one(conn).await
 }

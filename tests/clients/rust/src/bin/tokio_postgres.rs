@@ -1,11 +1,11 @@
 //! tokio-postgres: statements prepared by name, pipelined, in transactions, by many at once.
 
 use futures_util::future::{join_all, try_join_all};
-use futures_util::{SinkExt, StreamExt, TryStreamExt};
+use futures_util::{SinkExt, StreamExt, TryStreamExt, stream};
 use std::io::Cursor;
 
-use pgleash_test_clients::{say, url};
-use tokio_postgres::{Client, Error, NoTls, SimpleQueryMessage};
+use pgleash_test_clients::{say, tls};
+use tokio_postgres::{AsyncMessage, Client, Error, SimpleQueryMessage, ToStatement};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -17,11 +17,17 @@ async fn main() -> Result<(), Error> {
     changes(&client).await?;
     crowd().await?;
     cancels(&client).await?;
+    sessions().await?;
+    hears(&client).await?;
     Ok(())
 }
 
 async fn connect() -> Result<Client, Error> {
-    let (client, connection) = tokio_postgres::connect(&url("tokio-postgres"), NoTls).await?;
+    connect_with("").await
+}
+
+async fn connect_with(options: &str) -> Result<Client, Error> {
+    let (client, connection) = pgleash_test_clients::connect("tokio-postgres", options).await?;
     tokio::spawn(connection);
     Ok(client)
 }
@@ -116,12 +122,61 @@ async fn cancels(client: &Client) -> Result<(), Error> {
     let token = client.cancel_token();
     let canceller = tokio::spawn(async move {
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        token.cancel_query(NoTls).await
+        token.cancel_query(tls()).await
     });
     let slow = client.batch_execute("SELECT pg_sleep(60)").await.unwrap_err();
     canceller.await.expect("it does not panic")?;
     say("cancelled", slow.code().map(|code| code.code().to_owned()));
     let stream = client.query_raw("SELECT generate_series(1, 5)", std::iter::empty::<i32>()).await?;
     say("and on", stream.count().await);
+    Ok(())
+}
+
+/// Two clients with different parameters on the same server connections, by turns.
+async fn sessions() -> Result<(), Error> {
+    let mut one = connect_with("-c search_path=one").await?;
+    let two = connect_with("-c search_path=two,public -c TimeZone=Asia/Tokyo").await?;
+    for schema in ["one", "two"] {
+        one.batch_execute(&format!("CREATE SCHEMA {schema}; CREATE TABLE {schema}.place AS SELECT '{schema}' AS name")).await?;
+    }
+    two.batch_execute("SET DateStyle = 'German'").await?;
+    let sql = "SELECT concat_ws(' ', name, current_setting('search_path'), current_setting('TimeZone'), date '2026-01-02') FROM place";
+    let looks = [one.prepare(sql).await?, two.prepare(sql).await?];
+    for _ in 0..3 {
+        say("by turns", (text(&one, &looks[0]).await?, text(&two, &looks[1]).await?));
+    }
+    let transaction = one.transaction().await?;
+    transaction.batch_execute("SET LOCAL search_path = two; SET LOCAL TimeZone = 'Europe/Berlin'").await?;
+    transaction.batch_execute("CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT generate_series(1, 3) AS n").await?;
+    let sum = transaction.query_one("SELECT sum(n), pg_advisory_xact_lock(7)::text FROM mine", &[]).await?;
+    say("in it", (text(transaction.client(), sql).await?, sum.get::<_, i64>(0)));
+    let lock = "SELECT pg_try_advisory_xact_lock(7)";
+    say("locked", two.query_one(lock, &[]).await?.get::<_, bool>(0));
+    transaction.commit().await?;
+    say("unlocked", two.query_one(lock, &[]).await?.get::<_, bool>(0));
+    say("after it", (text(&one, &looks[0]).await?, text(&two, &looks[1]).await?));
+    one.batch_execute("CREATE TEMP TABLE kept AS SELECT 1 AS n; RESET search_path").await?;
+    say("kept", one.query_one("SELECT current_setting('search_path'), n FROM kept", &[]).await?.get::<_, String>(0));
+    Ok(())
+}
+
+async fn text<T: ToStatement + ?Sized>(client: &Client, statement: &T) -> Result<String, Error> {
+    client.query_one(statement, &[]).await.map(|row| row.get(0))
+}
+
+async fn hears(speaker: &Client) -> Result<(), Error> {
+    let (listener, mut connection) = pgleash_test_clients::connect("tokio-postgres", "").await?;
+    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut messages = stream::poll_fn(move |cx| connection.poll_message(cx));
+        while let Some(Ok(message)) = messages.next().await {
+            if let AsyncMessage::Notification(news) = message {
+                drop(sender.send(news.payload().to_owned()));
+            }
+        }
+    });
+    listener.batch_execute("LISTEN news").await?;
+    speaker.execute("SELECT pg_notify('news', $1)", &[&"it works"]).await?;
+    say("heard", heard.recv().await);
     Ok(())
 }
