@@ -22,7 +22,7 @@ use crate::wire::frame::Direction;
 use crate::wire::prepared::Names;
 use crate::wire::reply::{self, SqlState};
 use crate::wire::scram::ScramError;
-use crate::wire::startup::{FirstPacket, Startup, StartupError};
+use crate::wire::startup::{APPLICATION_NAME, FirstPacket, Startup, StartupError};
 use crate::wire::vars;
 
 use super::Hub;
@@ -130,7 +130,7 @@ async fn let_in(hub: Arc<Hub>, mut caller: Caller) -> Option<Session> {
     let first = tokio::time::timeout(LOGIN_TIMEOUT, knock(&hub, &mut caller)).await;
     drop(doorstep);
     let (caller, turned) = match first {
-        Ok(Ok(FirstPacket::Startup(startup))) => match enter(&hub, caller, &startup).await {
+        Ok(Ok(FirstPacket::Startup(startup))) => match enter(&hub, caller, startup).await {
             Ok(session) => return Some(session),
             Err(turned) => turned,
         },
@@ -148,17 +148,21 @@ async fn let_in(hub: Arc<Hub>, mut caller: Caller) -> Option<Session> {
 }
 
 /// Gives the caller a place among the clients and greets it. One that is turned away has none by then.
-async fn enter(hub: &Arc<Hub>, mut caller: Caller, startup: &Startup) -> Result<Session, (Caller, Turned)> {
+async fn enter(
+    hub: &Arc<Hub>,
+    mut caller: Caller,
+    mut startup: Startup,
+) -> Result<Session, (Caller, Turned)> {
     let Some((id, shared)) = hub.enter(CancelKey::new(startup.spoken_minor())) else {
         let limit = hub.config.load().max_clients;
         return Err((caller, Turned::TooManyClients(limit)));
     };
     let place = Place { hub: Arc::clone(hub), session: id };
-    let (pool, holder) = match log_in(hub, &mut caller, startup, id, &shared).await {
+    let (pool, holder) = match log_in(hub, &mut caller, &mut startup, id, &shared).await {
         Ok(entered) => entered,
         Err(turned) => return Err((caller, turned)),
     };
-    let vars = hub.shared_vars(settings_of(startup));
+    let vars = hub.shared_vars(settings_of(&startup));
     Ok(Session {
         place: Some(place),
         hub: Arc::clone(hub),
@@ -204,7 +208,7 @@ async fn knock(hub: &Hub, caller: &mut Caller) -> Result<FirstPacket, Turned> {
 async fn log_in(
     hub: &Arc<Hub>,
     caller: &mut Caller,
-    startup: &Startup,
+    startup: &mut Startup,
     id: SessionId,
     shared: &Arc<Shared>,
 ) -> Result<(WatchedPool, Arc<Holder>), Turned> {
@@ -213,7 +217,7 @@ async fn log_in(
     }
     let holder = Arc::new(Holder {
         session: id,
-        app: startup.settings.get("application_name").cloned().unwrap_or_default(),
+        app: startup.settings.get(APPLICATION_NAME).cloned().unwrap_or_default(),
         user: startup.user.clone(),
         database: startup.database.clone(),
         client: caller.from.clone(),
@@ -230,6 +234,7 @@ async fn log_in(
     }
     reply::authentication_ok(&mut greeting);
     let welcome = pool.welcome().unwrap_or_default();
+    startup.spell_name(welcome.get("server_version").map_or("", String::as_str));
     for (name, reported) in &*welcome {
         let value = match startup.settings.get(&name.to_ascii_lowercase()) {
             // The server's report is about pgleash.
@@ -247,7 +252,6 @@ async fn log_in(
     Ok((pool, holder))
 }
 
-const APPLICATION_NAME: &str = "application_name";
 /// Parameters whose values the server spells in its own way, and that drivers decode by.
 const SPELLED: [&str; 3] = ["DateStyle", "client_encoding", "IntervalStyle"];
 

@@ -15,6 +15,9 @@ pub const LONG_KEYS_SINCE: u16 = 2;
 /// The longest first packet that is read, as in Postgres (`MAX_STARTUP_PACKET_LENGTH`).
 pub const MAX_FIRST_PACKET: usize = 10_000;
 
+/// The parameter that a client gives its name in.
+pub const APPLICATION_NAME: &str = "application_name";
+
 /// The code of an SSLRequest.
 pub const SSL_REQUEST: u32 = 80_877_103;
 const GSS_REQUEST: u32 = 80_877_104;
@@ -50,6 +53,8 @@ pub struct Startup {
     pub database: String,
     /// Run-time parameters to set, those in `options` included. Names in lower case.
     pub settings: BTreeMap<String, String>,
+    /// The `application_name` as it came, if it is not UTF-8; `settings` has what it is until the server is known.
+    foreign_name: Option<Vec<u8>>,
     /// Protocol options (`_pq_.…`) that we do not know.
     pub unknown_options: Vec<String>,
 }
@@ -58,6 +63,20 @@ impl Startup {
     /// The minor version that is spoken with this client.
     pub fn spoken_minor(&self) -> u16 {
         self.minor.min(NEWEST_MINOR)
+    }
+
+    /// Spells an `application_name` that is not UTF-8 as a server does whose `server_version` this is: since
+    /// PostgreSQL 16 it escapes the bytes that are not printable ASCII, before it loses them (`pg_clean_ascii`).
+    pub fn spell_name(&mut self, server_version: &str) {
+        let digits = server_version.find(|c: char| !c.is_ascii_digit()).unwrap_or(server_version.len());
+        let escapes = server_version[..digits].parse().is_ok_and(|major: u32| major >= 16);
+        if let Some(name) = self.foreign_name.take().filter(|_| escapes) {
+            let name = name.iter().map(|byte| match byte {
+                b' '..=b'~' => char::from(*byte).to_string(),
+                _ => format!("\\x{byte:02x}"),
+            });
+            self.settings.insert(APPLICATION_NAME.to_owned(), name.collect());
+        }
     }
 
     /// Whether the client has to be told with NegotiateProtocolVersion that it does not get all it asked for.
@@ -144,9 +163,13 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, StartupError> {
         }
         let value = cstr(&mut rest)?;
         // In whatever encoding the client's name is, the server makes ASCII of it.
-        if name.eq_ignore_ascii_case("application_name") && std::str::from_utf8(value).is_err() {
-            startup.settings.insert("application_name".to_owned(), ascii(value));
-            continue;
+        if name.eq_ignore_ascii_case(APPLICATION_NAME) {
+            let is_foreign = std::str::from_utf8(value).is_err();
+            startup.foreign_name = is_foreign.then(|| value.to_owned());
+            if is_foreign {
+                startup.settings.insert(APPLICATION_NAME.to_owned(), ascii(value));
+                continue;
+            }
         }
         let value = utf8(value)?;
         match name.to_ascii_lowercase().as_str() {
@@ -273,8 +296,13 @@ mod tests {
     #[test]
     fn an_application_may_be_named_in_any_encoding() {
         let latin = packet(0x0003_0000, b"user\0app\0application_name\0caf\xe9\0\0");
-        let Ok(FirstPacket::Startup(startup)) = parse(&latin) else { panic!() };
-        assert_eq!(startup.settings["application_name"], "caf?");
+        let spelled = |server_version: &str| {
+            let Ok(FirstPacket::Startup(mut startup)) = parse(&latin) else { panic!() };
+            startup.spell_name(server_version);
+            startup.settings["application_name"].clone()
+        };
+        assert_eq!(["15.14 (Debian)", "9.6.24", ""].map(spelled), ["caf?"; 3]);
+        assert_eq!(["16.10", "18beta1", "18"].map(spelled), ["caf\\xe9"; 3]);
         let user = packet(0x0003_0000, b"user\0caf\xe9\0\0");
         assert_eq!(parse(&user), Err(StartupError::Malformed("a parameter that is not UTF-8")));
     }

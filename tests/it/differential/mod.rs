@@ -123,7 +123,8 @@ impl Place {
 }
 
 async fn compare_all(topic: &str, text: &str) {
-    let talks = notation::read(text);
+    let mut talks = notation::read(text);
+    talks.retain(|talk| talk.servers.contains(&Server::major()));
     let (mut direct, session, transaction, shared) = tokio::join!(
         Place::direct(),
         Place::through("session mode", Mode::Session, 4),

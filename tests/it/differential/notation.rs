@@ -8,6 +8,8 @@
 //! @ refused: why the login is refused without AuthenticationOk, which is left out of its tags
 //! @ differs: why, for now, with pgleash; the test fails when it no longer does
 //! @ differs in transaction mode: the same
+//! @ before 18: why only servers before PostgreSQL 18 have this conversation
+//! @ since 18: why only those since
 //! > Query "select 1" ; Sync
 //! < TDCZ
 //! ```
@@ -40,6 +42,8 @@ pub struct Talk {
     pub differs: Option<String>,
     /// Why it is different in transaction mode, if it is.
     pub differs_in_transaction_mode: Option<String>,
+    /// Servers that have this conversation: since this major version, and before this.
+    pub servers: std::ops::Range<u32>,
     /// What happens, in order.
     pub turns: Vec<Turn>,
 }
@@ -93,7 +97,7 @@ pub fn read(text: &str) -> Vec<Talk> {
             continue;
         }
         if sign == "==" {
-            talks.push(Talk { name: rest.trim().to_owned(), ..Talk::default() });
+            talks.push(Talk { name: rest.trim().to_owned(), servers: 0..u32::MAX, ..Talk::default() });
             continue;
         }
         let talk = talks.last_mut().expect("a conversation begins with its name");
@@ -127,7 +131,16 @@ impl Talk {
 
     fn note(&mut self, rest: &str) -> Result<(), String> {
         let (kind, why) = rest.split_once(": ").ok_or("a note without a reason")?;
+        let version = |word: &str| word.parse().map_err(|_| format!("not a version: {word}"));
         let note = match kind {
+            _ if kind.starts_with("since ") => {
+                self.servers.start = version(&kind["since ".len()..])?;
+                return Ok(());
+            }
+            _ if kind.starts_with("before ") => {
+                self.servers.end = version(&kind["before ".len()..])?;
+                return Ok(());
+            }
             "alone" => &mut self.alone,
             "own words" => &mut self.own_words,
             "refused" => &mut self.refused,

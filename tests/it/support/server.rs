@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::endpoint::{Endpoint, Session};
-use super::template::{HBA, configure, copy_of, copy_of_template, give_to_owner, run, run_as_owner};
+use super::template::{HBA, configure, copy_of, copy_of_template, give_to_owner, run, run_as_owner, version};
 use super::tls::Identity;
 
 pub use super::template::binaries;
@@ -63,6 +63,12 @@ impl Server {
             Ok(run) => Server::leased(&run),
             Err(_) => Server::private(),
         })
+    }
+
+    /// PostgreSQL's major version.
+    pub fn major() -> u32 {
+        let version = version();
+        version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_else(|| panic!("{version}"))
     }
 
     /// A server of one's own, to be stopped and started at will.

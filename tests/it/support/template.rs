@@ -42,12 +42,16 @@ pub fn copy_of(data: &Path) -> PathBuf {
     dir
 }
 
+/// PostgreSQL's version, such as `15.14`.
+pub fn version() -> String {
+    let said = Command::new(binaries().join("postgres")).arg("--version").output().unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let version = said.split_whitespace().nth(2).unwrap_or_else(|| panic!("no version: {said}"));
+    version.to_owned()
+}
+
 fn template() -> PathBuf {
-    let version = Command::new(binaries().join("postgres")).arg("--version").output().unwrap();
-    let version: String = String::from_utf8_lossy(&version.stdout)
-        .chars()
-        .filter(|c| c.is_ascii_digit() || *c == '.')
-        .collect();
+    let version = version();
     let uid = fs::metadata("/proc/self").unwrap().uid();
     let home = std::env::temp_dir().join(format!("pgleash-test-template-{uid}"));
     let template = home.join(format!("{version}-{TEMPLATE_REVISION}"));
