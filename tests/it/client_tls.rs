@@ -16,10 +16,11 @@ use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_rustls::TlsConnector;
 
-use crate::support::raw::{PROTOCOL_3_0, Raw, SSL_REQUEST};
+use crate::support::raw::{GSSENC_REQUEST, PROTOCOL_3_0, Raw, SSL_REQUEST};
 use crate::support::tls::{Authority, Identity};
 use crate::support::{
-    Database, Leash, Mode, PATIENCE, Psql, Server, Setup, eventually_or, finish, in_both_modes, within,
+    Database, Leash, Mode, PATIENCE, Psql, Server, Setup, eventually, eventually_or, finish, in_both_modes,
+    within,
 };
 
 in_both_modes! {
@@ -215,15 +216,30 @@ async fn what_comes_in_the_clear_before_the_handshake_is_refused() {
     let papers = Papers::new();
     let mut leash =
         papers.trusting(&database, Mode::Transaction).expecting(&["client_refused"]).start().await;
-    // A startup packet that somebody on the way has put in front of the client's own.
-    let mut early = [8_u32.to_be_bytes(), SSL_REQUEST.to_be_bytes()].concat();
-    early.extend([0, 0, 0, 17, 0, 3, 0, 0]);
-    early.extend(b"user\0app\0");
-    let mut client = Raw::connect(leash.port()).await;
-    client.send(&early).await;
-    let told = client.fatal().await;
-    assert_eq!(told.field('C'), "08P01", "{}", told.field('M'));
-    leash.event("client_refused", |event| event["reason"] == "protocol").await;
+    // What somebody on the way has put in front of the client's own, behind either request for encryption: a startup
+    // packet, the beginning of one, the other request, a handshake that would put what follows into his hands.
+    let startup = [&[0, 0, 0, 18, 0, 3, 0, 0][..], b"user\0app\0\0"].concat();
+    let request = |code: u32| [8_u32.to_be_bytes(), code.to_be_bytes()].concat();
+    let hello = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".to_vec();
+    for (asked, answer) in [(SSL_REQUEST, None), (GSSENC_REQUEST, Some('N'))] {
+        for early in
+            [&startup, &startup[..1].to_vec(), &request(SSL_REQUEST), &request(GSSENC_REQUEST), &hello]
+        {
+            let before = leash.events_named("client_refused").len();
+            let mut client = Raw::connect(leash.port()).await;
+            client.send(&[request(asked), early.clone()].concat()).await;
+            if let Some(answer) = answer {
+                assert_eq!(client.byte().await, answer);
+            }
+            let told = client.fatal().await;
+            assert_eq!(told.field('C'), "08P01", "{asked} {early:?}: {}", told.field('M'));
+            let refused = eventually("the log tells", async || {
+                leash.events_named("client_refused").get(before).cloned()
+            })
+            .await;
+            assert!(refused["detail"].as_str().unwrap().contains("before the request"), "{refused}");
+        }
+    }
     // The same after the answer, where a handshake is due.
     let mut client = Raw::connect(leash.port()).await;
     client.send_untagged(&SSL_REQUEST.to_be_bytes()).await;

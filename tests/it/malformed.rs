@@ -43,6 +43,7 @@ fn startup(rest: &str) -> Vec<u8> {
 
 fn first_packets() -> Vec<Input> {
     let ssl = packet(&raw::SSL_REQUEST.to_be_bytes());
+    let gss = packet(&raw::GSSENC_REQUEST.to_be_bytes());
     let cancel = |rest: &[u8]| packet(&[&raw::CANCEL_REQUEST.to_be_bytes(), rest].concat());
     let version = |major: u32, minor: u32| {
         packet(&[&((major << 16) | minor).to_be_bytes(), SECRET.as_bytes()].concat())
@@ -94,6 +95,13 @@ fn first_packets() -> Vec<Input> {
             "08P01",
             "before the request",
         ),
+        input(
+            "a startup before the answer about GSSAPI",
+            [gss.clone(), startup("user\0hunter2\0\0")].concat(),
+            "08P01",
+            "before the request",
+        ),
+        input("one request behind the other", [gss, ssl].concat(), "08P01", "before the request"),
     ]
 }
 
@@ -104,7 +112,7 @@ async fn malformed_first_packets_are_refused(mode: Mode) {
         let before = refusals(&leash).len();
         let mut client = Raw::connect(leash.port()).await;
         client.try_send(&input.bytes).await;
-        if input.what == "a startup before the answer" {
+        if input.clue == "before the request" {
             assert_eq!(client.byte().await, 'N');
         }
         let frames = within(Duration::from_secs(10), input.what, client.until_closed()).await;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::support::raw::{self, tags};
 use crate::support::server::LOCKED_PASSWORD;
+use crate::support::tap::{Manner, Tap, fatal};
 use crate::support::tls::Authority;
 use crate::support::{
     Database, Leash, Mode, Server, eventually, finish, in_both_modes, nothing_runs, sqlstate, within,
@@ -120,6 +121,24 @@ async fn a_server_without_tls_is_spoken_to_in_the_clear_only_if_that_may_be() {
     let (code, said) = served(&url("require"), &database, "app").await.unwrap_err();
     assert_eq!(code, "08006", "{said}");
     assert!(said.contains("TLS"), "{said}");
+    database.remove().await;
+}
+
+/// CVE-2021-23222: what somebody on the way puts behind the server's yes, in the clear, is no part of what the server
+/// says over TLS.
+#[tokio::test]
+async fn what_comes_in_the_clear_behind_the_servers_yes_is_not_its_word() {
+    let database = Server::shared().database().await;
+    let injected = fatal("28P01", "said by somebody on the way");
+    let welcome = [raw::message(b'R', &[0; 4]), raw::message(b'Z', b"I")].concat();
+    for said in [injected, welcome] {
+        let tap = Tap::new(Manner::Say([&b"S"[..], &said].concat())).await;
+        let url = format!("postgres://app@127.0.0.1:{}/{}?sslmode=require", tap.port, database.name);
+        let (code, told) = served(&url, &database, "app").await.unwrap_err();
+        assert_eq!(code, "08006", "{told}");
+        assert!(told.contains("TLS handshake: received corrupt message"), "{told}");
+        assert_eq!(tap.first_packets(), [raw::SSL_REQUEST], "nothing was said to it in the clear");
+    }
     database.remove().await;
 }
 
