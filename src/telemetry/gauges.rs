@@ -7,7 +7,7 @@ use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use super::labels::{OTHER, StickyTop, app_label};
 use crate::event::Reason;
 use crate::ids::PoolKey;
-use crate::snapshot::{ConnState, Limits, PoolSnapshot, Snapshot};
+use crate::snapshot::{ConnState, FlowState, Limits, PoolSnapshot, Snapshot};
 use crate::wire::pin::Pin;
 
 /// The phases that a checkout can be in, for `pool_checkouts_stale{activity}`.
@@ -48,6 +48,7 @@ pub(super) fn families<'a>(
         pools.entry(label(&pool.pool)).or_insert_with(|| Figures::empty(pool.limits)).add(pool, apps);
     }
     let mut families = process_families(snapshot);
+    families.push(paused_family(snapshot, &pools));
     families.extend(connection_families(&pools));
     families.extend(checkout_families(&pools));
     families.extend(limit_families(&pools));
@@ -78,6 +79,17 @@ fn process_families(snapshot: &Snapshot) -> Vec<MetricFamily> {
             [(vec![], snapshot.observed_at_unix_seconds)],
         ),
     ]
+}
+
+/// Of each pool, though all pause together: so that it stands beside the queue that it explains.
+fn paused_family(snapshot: &Snapshot, pools: &BTreeMap<&str, Figures>) -> MetricFamily {
+    let paused = f64::from(u8::from(snapshot.flow != FlowState::Open));
+    per_pool(
+        pools,
+        "pgleash_pool_paused",
+        "1 while new checkouts wait because somebody paused pgleash, else 0.",
+        |_| paused,
+    )
 }
 
 fn connection_families(pools: &BTreeMap<&str, Figures>) -> Vec<MetricFamily> {

@@ -53,6 +53,7 @@ async fn a_pause_lets_the_server_be_restarted_and_no_client_notices(mode: Mode) 
     assert_eq!((status, answer), (200, json!({ "flow": "pausing", "checkouts": 1 })));
     let (status, why) = leash.get("/readyz").await;
     assert_eq!((status, why.trim()), (503, "paused"));
+    assert_eq!(leash.metrics().await.sum("pool_paused", &[]), 1.0);
     let mut waiting = leash.endpoint().raw("waiting").await;
     waiting.send(&raw::query("SELECT 'served'")).await;
     leash.pool_when("it waits", |pool| pool["waiting"] == 1).await;
@@ -84,6 +85,7 @@ async fn a_pause_lets_the_server_be_restarted_and_no_client_notices(mode: Mode) 
     assert_eq!(leash.get("/readyz").await.0, 200);
     let resumed = leash.event("resumed", |_| true).await;
     assert_eq!(resumed["waiting"], 1, "{resumed}");
+    assert_eq!(leash.metrics().await.sum("pool_paused", &[]), 0.0);
     finish(leash, &database).await;
 }
 
