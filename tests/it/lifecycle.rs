@@ -122,14 +122,21 @@ async fn a_second_sigint_quits_at_once(mode: Mode) {
 async fn draining_is_not_leaking(mode: Mode) {
     let database = Server::shared().database().await;
     let setup =
-        Leash::on(&database).mode(mode).set("drain_timeout", "20s").set("leaks.idle_in_transaction", "1s");
+        Leash::on(&database).mode(mode).set("drain_timeout", "60s").set("leaks.idle_in_transaction", "1s");
     let mut leash = setup.expecting(&["leak_detected", "reclaim_suppressed", "client_refused"]).start().await;
     let mut holder = leash.endpoint().raw("holder").await;
     holder.query("CREATE TABLE t (n int)").await;
     holder.query("BEGIN").await;
-    holder.query("INSERT INTO t VALUES (1)").await;
+    // A statement is in flight until the drain has begun: the limit, which is short, cannot pass before it.
+    let admin = database.admin().await;
+    admin.batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+    holder.send(&raw::query("INSERT INTO t VALUES (1)")).await;
+    leash.pool_when("it waits for the lock", |pool| pool["connections"]["active"] == 1).await;
     leash.sigterm();
     leash.event("draining", |_| true).await;
+    admin.batch_execute("COMMIT").await.unwrap();
+    admin.close().await;
+    assert_eq!(raw::tags(&holder.until_ready().await), "CZ");
     assert_eq!(leash.snapshot().await["enforcing"], false);
     assert_eq!(leash.get("/readyz").await.0, 503);
     assert_eq!(leash.get("/healthz").await.0, 200);

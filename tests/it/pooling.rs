@@ -186,12 +186,9 @@ async fn transactions_of_many_clients_share_few_backends() {
     backends.sort_unstable();
     backends.dedup();
     assert!(backends.len() <= 2, "{backends:?}");
-    let pool = leash.pool().await;
-    assert_eq!(
-        pool["holders"].as_array().unwrap().len(),
-        0,
-        "a connected client between transactions holds one"
-    );
+    // The last client has its answer a moment before its connection is home.
+    let nobody = |pool: &serde_json::Value| pool["holders"].as_array().is_some_and(Vec::is_empty);
+    leash.pool_when("no client between transactions holds a connection", nobody).await;
     assert_eq!(leash.snapshot().await["clients"], 10);
     for client in clients {
         client.close().await;
