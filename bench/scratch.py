@@ -51,8 +51,10 @@ class Scratch:
         self.psql(self.port, "postgres", f"CREATE DATABASE {ROLE}")
         return process
 
-    def start_pgleash(self, name: str, binary: str, config: list[str], admin: str = "127.0.0.1:0") -> tuple[subprocess.Popen, dict]:
-        """A pgleash in front of our PostgreSQL on free ports, with more lines of configuration; and its `started` event."""
+    def start_pgleash(self, name: str, binary: str, config: list[str], admin: str = "127.0.0.1:0",
+                      under: tuple = ()) -> tuple[subprocess.Popen, dict]:
+        """A pgleash in front of our PostgreSQL on free ports, with more lines of configuration; and its `started` event.
+        `under` is a command that runs it, such as a profiler."""
         if not os.access(binary, os.X_OK):
             raise Failure(f"{binary} is not there: build it with 'cargo build --release'")
         # A copy: the unprivileged user may not reach the original, and a rebuild must not change it under the run.
@@ -65,7 +67,7 @@ class Scratch:
             'listen = "127.0.0.1:0"', f'admin = "{admin}"',
             f'upstream.url = "postgres://{ROLE}@127.0.0.1:{self.port}/{ROLE}?sslmode=disable"', *config,
         ]) + "\n")
-        process = self.spawn(name, [copy, "run", "--config", path])
+        process = self.spawn(name, [*under, copy, "run", "--config", path])
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline and process.poll() is None:
             started = [event for event in self.events(name) if event.get("event") == "started"]
