@@ -211,6 +211,7 @@ impl Session {
     /// One relay over a lent wire, and what it says about the parameters set there.
     async fn relay(&mut self, checkout: &Checkout, wire: &mut Wire, words: &mut Words) -> Ended {
         self.shared.set_conn(Some(Arc::clone(checkout.conn())));
+        let before = Arc::clone(&self.vars);
         let ended = {
             let Self { hub, client, up, shared, vars, names, reader, news, .. } = &mut *self;
             let names = (hub.mode == PoolMode::Transaction).then_some(names);
@@ -218,6 +219,9 @@ impl Session {
             relay.run(|news| tell(checkout, news)).await
         };
         self.shared.set_conn(None);
+        if !Arc::ptr_eq(&self.vars, &before) {
+            self.vars = self.hub.shared_vars((*self.vars).clone());
+        }
         self.settle_parameters(checkout.conn(), words);
         ended
     }

@@ -1,10 +1,14 @@
 //! What a client's statements leave behind on the server connection. Floor 4.
 
+mod follow;
+
 use crate::policy::PoolMode;
 use crate::wire::frame::Frame;
 use crate::wire::pin::{Pin, Pins};
 use crate::wire::scan::{Scanner, Word};
 use crate::wire::vars::{Reported, Resets};
+
+use follow::{Follow, Outcome};
 
 /// Watches the frames of one checkout for session state.
 #[derive(Debug)]
@@ -24,6 +28,7 @@ pub struct Words {
     /// Parameters that were set back for good.
     resets: Resets,
     applied: Applied,
+    follow: Follow,
 }
 
 /// What statements end: pins, and values that parameters were set to.
@@ -69,6 +74,7 @@ impl Words {
             ended: Ends::default(),
             resets: Resets::default(),
             applied: Applied::Known,
+            follow: Follow::default(),
         }
     }
 
@@ -77,8 +83,13 @@ impl Words {
         self.mode
     }
 
-    /// A frame begins; of its body this much is at hand.
-    pub fn frame(&mut self, frame: Frame<'_>) {
+    /// A frame begins; of its body this much is at hand. Before it, nothing was owed and no transaction was open
+    /// if `quiet`.
+    pub fn frame(&mut self, frame: Frame<'_>, quiet: bool) {
+        if self.mode == PoolMode::Transaction {
+            let outcome = self.follow.sends(frame, quiet, self.reported);
+            self.settle_setting(outcome);
+        }
         match frame.tag {
             b'Q' | b'P' => {
                 let mut scanner = Scanner::new(self.reported);
@@ -128,8 +139,28 @@ impl Words {
         ends.sets.iter().for_each(|set| self.ended.resets.remove(set.text()));
     }
 
+    /// What was set is not known.
+    fn settle_setting(&mut self, outcome: Outcome) {
+        if outcome == Outcome::Lost {
+            self.pinned.add(Pin::Setting);
+            self.fresh.add(Pin::Setting);
+        }
+    }
+
+    /// The server is ready for the next; whether no transaction is open.
+    pub fn ready(&mut self, idle: bool) {
+        let outcome = self.follow.ready(idle);
+        self.settle_setting(outcome);
+    }
+
+    /// Parameters that the client has set for good, which the server does not report.
+    pub fn take_set(&mut self) -> Vec<(String, String)> {
+        self.follow.take()
+    }
+
     /// What runs from now on leaves this behind.
     pub fn pin(&mut self, pins: Pins) {
+        let pins = if self.follow.spares() { pins.without(Pins::of(Pin::Setting)) } else { pins };
         self.pinned = self.pinned.and(pins);
         self.fresh = self.fresh.and(pins);
     }
@@ -138,6 +169,8 @@ impl Words {
     pub fn completed(&mut self, tag: &[u8]) {
         let these = |pins: &[Pin]| pins.iter().fold(Pins::default(), |all, pin| all.and(Pins::of(*pin)));
         let tag = tag.strip_suffix(&[0]).unwrap_or(tag);
+        let outcome = self.follow.completed(tag);
+        self.settle_setting(outcome);
         let pins = match tag {
             b"DISCARD ALL" => Pins::ALL.without(Pins::of(Pin::SessionMode)),
             b"DISCARD TEMP" => Pins::of(Pin::TempTable),
@@ -165,6 +198,8 @@ impl Words {
 
     /// The server has said an error: nothing has ended for certain.
     pub fn failed(&mut self) {
+        let outcome = self.follow.failed();
+        self.settle_setting(outcome);
         self.asked = Ends::default();
         self.doubt();
     }

@@ -3,6 +3,7 @@
 //! Pure: bytes in, facts out. Facts about the protocol are from the PostgreSQL documentation,
 //! chapter "Frontend/Backend Protocol", and, where it is silent, from the server's behaviour.
 
+pub mod assign;
 pub mod frame;
 pub mod pin;
 pub mod prepared;

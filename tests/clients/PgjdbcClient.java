@@ -251,12 +251,9 @@ public class PgjdbcClient {
             + "?ApplicationName=pgjdbc" + System.getenv().getOrDefault("JDBC_OPTIONS", "") + more;
     }
 
-    /**
-     * The driver says its parameters at its login instead of with a SET behind it, if it may assume a server of this
-     * version or a later one.
-     */
+    /** The driver says SET extra_float_digits on each of its connections. */
     static Connection connect(String more) throws SQLException {
-        return DriverManager.getConnection(url("&assumeMinServerVersion=9.0" + more), env("PGUSER"), env("PGPASSWORD"));
+        return DriverManager.getConnection(url(more), env("PGUSER"), env("PGPASSWORD"));
     }
 
     static String one(PreparedStatement ask) throws SQLException {

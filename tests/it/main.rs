@@ -27,6 +27,7 @@ mod prepared;
 mod protocol;
 mod reload;
 mod report;
+mod settings;
 mod sharing;
 mod slow;
 mod standby;

@@ -643,7 +643,7 @@ async fn a_pin_ends_with_its_reason() {
         ("PREPARE p AS SELECT 1", "sql_prepare", "DEALLOCATE ALL"),
         ("SET ROLE app", "role", "RESET ROLE"),
         ("SET SESSION AUTHORIZATION app", "session_authorization", "RESET SESSION AUTHORIZATION"),
-        ("SET work_mem = '7MB'", "setting", "RESET ALL"),
+        ("SET search_path = public, pg_catalog", "setting", "RESET ALL"),
         ("LISTEN jobs", "listen", "DISCARD ALL"),
     ] {
         assert!(!tags(&client.query(pins).await).contains('E'), "{pins}");

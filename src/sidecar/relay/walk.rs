@@ -45,8 +45,9 @@ impl Relay<'_> {
                     }
                     let fate = names.as_mut().map_or(Up::Pass, |names| prepared.up(frame, names, pulse));
                     if fate != Up::Wait {
+                        let quiet = pulse.is_quiet();
                         pulse.begun(frame.tag);
-                        words.frame(frame);
+                        words.frame(frame, quiet);
                         reader.frame(frame.tag, frame.body);
                     }
                     up.put(prepared.out());
@@ -112,6 +113,12 @@ impl Relay<'_> {
                             b'S' => follow(vars, frame.body),
                             b'C' => words.completed(frame.body),
                             b'E' => words.failed(),
+                            b'Z' => {
+                                words.ready(frame.body.first() == Some(&b'I'));
+                                for (name, value) in words.take_set() {
+                                    Arc::make_mut(vars).insert(name, value);
+                                }
+                            }
                             _ => {}
                         }
                         (names.as_mut().map_or(Down::Pass, |names| prepared.down(frame, names)), taken)

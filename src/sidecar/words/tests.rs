@@ -9,7 +9,7 @@ fn words(mode: PoolMode) -> Words {
 }
 
 fn send(words: &mut Words, tag: u8, body: &[u8]) -> Pins {
-    words.frame(Frame { tag, body_len: body.len(), body });
+    words.frame(Frame { tag, body_len: body.len(), body }, false);
     words.frame_ends()
 }
 
@@ -43,6 +43,92 @@ fn a_purpose_is_seen_behind_other_pins_and_in_session_mode() {
     words.completed(b"DISCARD ALL\0");
     words.settle();
     assert_eq!(words.pinned(), Some(Pin::SessionMode));
+}
+
+/// What a client in transaction mode has set for good, and whether it is pinned, after frames of its own (a tag and a
+/// text) and of the server's (a tag and a body behind `<`). The first is sent on a quiet connection.
+fn set_by(steps: &[(&str, &str)]) -> (Vec<(String, String)>, Option<Pin>) {
+    let mut words = words(PoolMode::Transaction);
+    let (mut quiet, mut unnamed) = (true, Pins::default());
+    for (tag, text) in steps {
+        match *tag {
+            "<C" => words.completed(format!("{text}\0").as_bytes()),
+            "<E" => words.failed(),
+            "<Z" => {
+                words.ready(*text == "I");
+                quiet = *text == "I";
+                if quiet {
+                    words.settle();
+                }
+            }
+            _ => {
+                let tag = tag.as_bytes()[0];
+                let body = match tag {
+                    b'P' => format!("\0{text}\0\0\0"),
+                    b'B' => "\0\0\0\0\0\0\0\0".to_owned(),
+                    _ => format!("{text}\0"),
+                };
+                words.frame(Frame { tag, body_len: body.len(), body: body.as_bytes() }, quiet);
+                let found = words.frame_ends();
+                if tag == b'P' {
+                    unnamed = found;
+                } else if tag == b'B' {
+                    words.pin(unnamed);
+                }
+                quiet = false;
+            }
+        }
+    }
+    (words.take_set(), words.pinned())
+}
+
+#[test]
+fn a_set_that_stands_alone_is_followed() {
+    let set = (vec![("work_mem".to_owned(), "1MB".to_owned())], None);
+    let sql = "SET work_mem = '1MB'";
+    assert_eq!(set_by(&[("Q", sql), ("<C", "SET"), ("<Z", "I")]), set);
+    let batch = [("P", sql), ("B", ""), ("D", ""), ("E", ""), ("S", "")];
+    assert_eq!(set_by(&[&batch[..], &[("<C", "SET"), ("<Z", "I")]].concat()), set);
+    // What is sent behind it is the next transaction.
+    assert_eq!(
+        set_by(&[("Q", sql), ("Q", "SELECT 1"), ("<C", "SET"), ("<Z", "I"), ("<E", ""), ("<Z", "I")]),
+        set
+    );
+    // One that fails, or is not run, sets nothing.
+    assert_eq!(set_by(&[("Q", sql), ("<E", ""), ("<Z", "I")]), (vec![], None));
+    assert_eq!(set_by(&[&batch[..], &[("<E", ""), ("<Z", "I")]].concat()), (vec![], None));
+    assert_eq!(set_by(&[("P", sql), ("B", ""), ("S", ""), ("<Z", "I")]), (vec![], None));
+    // The server reports it.
+    assert_eq!(set_by(&[("Q", "SET timezone = 'UTC'"), ("<C", "SET"), ("<Z", "I")]), (vec![], None));
+}
+
+#[test]
+fn a_set_among_others_pins() {
+    let pinned = (vec![], Some(Pin::Setting));
+    let sql = "SET work_mem = '1MB'";
+    let ends = [("<C", "SET"), ("<Z", "I")];
+    let after = |steps: &[(&'static str, &'static str)]| set_by(&[steps, &ends].concat());
+    // In a transaction, which may be rolled back.
+    assert_eq!(
+        set_by(&[("Q", "BEGIN"), ("<C", "BEGIN"), ("<Z", "T"), ("Q", sql), ("<C", "SET"), ("<Z", "T")]),
+        pinned
+    );
+    assert_eq!(after(&[("Q", "SET work_mem = '1MB'; SELECT 1")]), pinned);
+    // With another statement in its batch, before or behind.
+    assert_eq!(
+        after(&[("P", sql), ("B", ""), ("E", ""), ("P", "COMMIT"), ("B", ""), ("E", ""), ("S", "")]),
+        pinned
+    );
+    assert_eq!(
+        after(&[("P", "SELECT 1"), ("B", ""), ("E", ""), ("P", sql), ("B", ""), ("E", ""), ("S", "")]),
+        pinned
+    );
+    assert_eq!(after(&[("P", sql), ("B", ""), ("B", ""), ("E", ""), ("S", "")]), pinned);
+    // Of a statement that was parsed before, in a batch of its own.
+    assert_eq!(after(&[("P", sql), ("S", ""), ("<Z", "I"), ("B", ""), ("E", ""), ("S", "")]), pinned);
+    // The transaction is open still, or fails at its end.
+    assert_eq!(set_by(&[("Q", sql), ("<C", "SET"), ("<Z", "T")]), pinned);
+    assert_eq!(set_by(&[("Q", sql), ("<C", "SET"), ("<E", ""), ("<Z", "I")]), pinned);
 }
 
 /// What is left pinned after these queries, each answered with its tag (`E` is an error) and quiet.
@@ -192,7 +278,7 @@ fn read(bytes: &[u8], cuts: &[usize]) -> (Pins, Pins) {
             let taken = match cutter.next(&bytes[seen..end], false, |_| 0).unwrap() {
                 Cut::More => break,
                 Cut::Frame(frame, taken) => {
-                    words.frame(frame);
+                    words.frame(frame, false);
                     taken
                 }
                 Cut::Body(piece, taken) => {

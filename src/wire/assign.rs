@@ -1,0 +1,115 @@
+//! `SET name = value` as a whole statement, of which the value can be set elsewhere. Floor 0.
+
+/// Parameters whose value in a SET is not what `set_config` takes for the same: lists of names (`GUC_LIST_QUOTE`),
+/// and words that look like parameters ("SET", "SET ROLE", "SET TRANSACTION").
+const OTHERS: [&str; 11] = [
+    "constraints",
+    "local",
+    "local_preload_libraries",
+    "role",
+    "search_path",
+    "seed",
+    "session",
+    "session_authorization",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+];
+
+/// No longer text is looked at, in bytes.
+pub const LONGEST: usize = 256;
+
+/// The parameter, in lower case, and its new value, if the text is nothing but `SET [SESSION] name {= | TO} value`
+/// with one plain value: a number, a word, or a literal without a quote or a backslash in it.
+///
+/// A name with a dot is left out: what an extension, or a policy on rows, makes of it is not known.
+pub fn assigned(sql: &[u8]) -> Option<(String, String)> {
+    let sql = std::str::from_utf8(sql).ok().filter(|sql| sql.len() <= LONGEST)?.trim();
+    let sql = sql.strip_suffix(';').unwrap_or(sql).trim_end();
+    let rest = after(sql, "set")?;
+    let rest = after(rest, "session").unwrap_or(rest);
+    let end = rest.find(|letter: char| !is_word(letter))?;
+    let (name, rest) = (rest[..end].to_ascii_lowercase(), rest[end..].trim_start());
+    let value = rest.strip_prefix('=').map(str::trim_start).or_else(|| after(rest, "to"))?;
+    let starts = name.starts_with(|letter: char| !letter.is_ascii_digit());
+    if !starts || name.starts_with("transaction") || OTHERS.contains(&name.as_str()) {
+        return None;
+    }
+    Some((name, plain(value)?))
+}
+
+/// What follows this word and white space.
+fn after<'a>(text: &'a str, word: &str) -> Option<&'a str> {
+    let (head, rest) = text.split_at_checked(word.len())?;
+    let rest = head.eq_ignore_ascii_case(word).then_some(rest)?;
+    rest.starts_with(|letter: char| letter.is_ascii_whitespace() || letter == '\'').then(|| rest.trim_start())
+}
+
+fn plain(value: &str) -> Option<String> {
+    if let Some(literal) = value.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')) {
+        return (!literal.contains(['\'', '\\', '\0'])).then(|| literal.to_owned());
+    }
+    let number = value.strip_prefix('-').unwrap_or(value);
+    if number.starts_with(|first: char| first.is_ascii_digit()) {
+        let is_number = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        return (is_number && number.matches('.').count() < 2).then(|| value.to_owned());
+    }
+    let word = value.to_ascii_lowercase();
+    (!word.is_empty() && word.chars().all(is_word) && !matches!(word.as_str(), "default" | "local"))
+        .then_some(word)
+}
+
+const fn is_word(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || letter == '_'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_value_is_read_as_the_server_reads_it() {
+        let read = |sql: &str| assigned(sql.as_bytes());
+        let is = |name: &str, value: &str| Some((name.to_owned(), value.to_owned()));
+        assert_eq!(read("SET extra_float_digits = 3"), is("extra_float_digits", "3"));
+        assert_eq!(read(" set session Statement_Timeout to '5s' ;"), is("statement_timeout", "5s"));
+        assert_eq!(read("SET work_mem='64MB'"), is("work_mem", "64MB"));
+        assert_eq!(read("SET enable_seqscan TO OFF"), is("enable_seqscan", "off"));
+        assert_eq!(read("SET seq_page_cost = -1.5"), is("seq_page_cost", "-1.5"));
+        assert_eq!(read("SET lock_timeout TO'1s'"), is("lock_timeout", "1s"));
+    }
+
+    #[test]
+    fn whatever_else_it_may_be_is_left_alone() {
+        for sql in [
+            "SET search_path = a",
+            "SET app.tenant = '42'",
+            "SET \"work_mem\" = 1",
+            "SET LOCAL work_mem = 1",
+            "SET work_mem = DEFAULT",
+            "SET work_mem = '1' || '2'",
+            "SET work_mem = 1, 2",
+            "SET work_mem = 'it''s'",
+            "SET work_mem = E'1'",
+            "SET work_mem = 1; SELECT 1",
+            "SET TIME ZONE 'UTC'",
+            "SET ROLE joe",
+            "SET role = joe",
+            "SET SESSION AUTHORIZATION joe",
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "SET transaction_read_only = on",
+            "SET SEED TO 0.5",
+            "SET work_mem = 1 -- much",
+            "SET work_mem",
+            "SET work_mem =",
+            "SET",
+            "SETTING = 1",
+            "",
+            "SELECT 1",
+            "SET work_mem = 1.2.3",
+        ] {
+            assert_eq!(assigned(sql.as_bytes()), None, "{sql}");
+        }
+        assert_eq!(assigned(b"SET work_mem = \xff"), None);
+    }
+}
