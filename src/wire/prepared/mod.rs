@@ -134,7 +134,6 @@ impl Prepared {
         (self.course, self.copy, self.parsing) = Default::default();
         self.reading = down::Reading::default();
         self.bound = None;
-        self.shelf.take_back();
         names.arrive();
     }
 

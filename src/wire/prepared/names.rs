@@ -16,8 +16,8 @@ pub struct Names {
     library: Arc<Library>,
     /// Told from others of the pool by this.
     client: u64,
-    /// The client's parameters.
-    vars: Arc<Vars>,
+    /// The client's parameters, and what they have to do with the meaning of a text.
+    settings: (Arc<Vars>, Arc<str>),
     /// Whether these alone are what is set on the connection now.
     plain: bool,
     named: HashMap<Arc<[u8]>, Held>,
@@ -92,7 +92,7 @@ impl Names {
         Self {
             client: library.new_client(),
             library,
-            vars: Arc::default(),
+            settings: (Arc::default(), Arc::from("")),
             plain: false,
             named: HashMap::new(),
             kept: 0,
@@ -108,22 +108,34 @@ impl Names {
     /// What is set on the connection now: `vars`, and nothing else if it is `plain`.
     pub fn follow(&mut self, vars: &Arc<Vars>, plain: bool) {
         self.plain = plain;
-        if !Arc::ptr_eq(&self.vars, vars) {
-            self.vars = Arc::clone(vars);
+        if !Arc::ptr_eq(&self.settings.0, vars) {
+            self.settings = (Arc::clone(vars), vars::meaning(vars).into());
         }
     }
 
-    /// Whether what is made now means the same to every client with the same parameters.
-    pub const fn is_plain(&self) -> bool {
-        self.plain
+    /// The statement to be used for this one of the client's now. What others share is for those who have its
+    /// settings and no others: whoever uses it, the server may analyse it anew at that moment, under his.
+    pub fn fitting(&self, statement: Arc<Statement>) -> Arc<Statement> {
+        match &statement.scope {
+            Scope::Settings(settings, since) if !self.plain || *settings != self.settings.1 => {
+                let scope = Scope::Client(self.client, *since);
+                self.library.shared(Statement { scope, ..(*statement).clone() })
+            }
+            Scope::Settings(..) | Scope::Client(..) => statement,
+        }
+    }
+
+    /// What names mean may have changed: statements that are parsed from now on are others.
+    pub fn meanings_change(&self) {
+        self.library.meanings_change();
     }
 
     /// Who may use a statement with this text that is parsed now.
     pub fn scope(&self, text: &[u8]) -> Scope {
         if self.plain && !text::tells_the_time(text) {
-            Scope::Settings(vars::meaning(&self.vars).into())
+            Scope::Settings(Arc::clone(&self.settings.1), self.library.generation())
         } else {
-            Scope::Client(self.client)
+            Scope::Client(self.client, self.library.generation())
         }
     }
 
@@ -141,7 +153,7 @@ impl Names {
 
     /// The statement of this name is known now, and can be made anywhere; unless there are too many.
     pub fn learn(&mut self, name: &Arc<[u8]>, statement: Statement) -> Option<Arc<Statement>> {
-        if self.named.len() > Self::MOST || self.kept + statement.text.len() > Self::MOST_BYTES {
+        if self.named.len() > Self::MOST || self.kept + statement.bytes() > Self::MOST_BYTES {
             return None;
         }
         let held = self.named.get_mut(name)?;
@@ -171,7 +183,7 @@ impl Names {
 impl Held {
     fn bytes(&self) -> usize {
         match self {
-            Held::Anywhere(statement) => statement.text.len(),
+            Held::Anywhere(statement) => statement.bytes(),
             Held::Here(..) => 0,
         }
     }

@@ -1,7 +1,6 @@
 //! Which statements are prepared on one server connection, and under which numbers. Floor 1.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -22,8 +21,6 @@ pub struct Shelf {
     uses: u64,
     /// Statements that the server still has and nobody will use.
     discarded: Vec<Number>,
-    /// Copies that were made while the client had more set than others know of: for it alone.
-    borrowed: Vec<Number>,
 }
 
 #[derive(Debug)]
@@ -51,18 +48,14 @@ impl Shelf {
         Some(slot.number)
     }
 
-    /// The statement has been prepared under this number. If there was a copy of it, that stays, with the
-    /// plans that the server has made for it, and the new one is discarded; else, where there is no room, the
-    /// statement of longest disuse.
+    /// The statement has been prepared under this number. An older copy of it is discarded: what its names mean
+    /// may have changed since. So is, where there is no room, the statement of longest disuse.
     pub fn put(&mut self, statement: Arc<Statement>, number: Number) {
         self.uses += 1;
         let slot = Slot { number, used: self.uses, statement };
-        match self.slots.entry(address(&slot.statement)) {
-            Entry::Occupied(mut older) => {
-                older.get_mut().used = slot.used;
-                return self.discarded.push(number);
-            }
-            Entry::Vacant(room) => drop(room.insert(slot)),
+        let key = address(&slot.statement);
+        if let Some(older) = self.slots.insert(key, slot) {
+            self.discarded.push(older.number);
         }
         if self.slots.len() > Self::CAPACITY
             && let Some(oldest) = self.slots.iter().min_by_key(|(_, slot)| slot.used).map(|(key, _)| *key)
@@ -89,20 +82,6 @@ impl Shelf {
         }
     }
 
-    /// What will be put here under this number is for the client that has the connection now.
-    pub fn borrowed(&mut self, number: Number) {
-        self.borrowed.push(number);
-    }
-
-    /// The next client comes: what was made for the one before alone is of no use.
-    pub fn take_back(&mut self) {
-        for number in std::mem::take(&mut self.borrowed) {
-            if self.slots.values().any(|slot| slot.number == number) {
-                self.discard(number);
-            }
-        }
-    }
-
     /// Those to be closed at the server.
     pub fn take_discarded(&mut self) -> Vec<Number> {
         std::mem::take(&mut self.discarded)
@@ -112,7 +91,6 @@ impl Shelf {
     pub fn clear(&mut self) {
         self.slots.clear();
         self.discarded.clear();
-        self.borrowed.clear();
     }
 }
 
@@ -147,7 +125,7 @@ mod tests {
 
     fn statement(n: usize) -> Arc<Statement> {
         Arc::new(Statement {
-            scope: Scope::Client(1),
+            scope: Scope::Client(1, 0),
             text: n.to_string().into_bytes().into(),
             types: [0, 0].into(),
             shape: Shape::of(b'n', b""),
@@ -173,26 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn of_two_copies_the_older_stays() {
+    fn of_two_copies_the_newer_stays() {
         let mut shelf = Shelf::default();
         let one = statement(1);
         shelf.put(Arc::clone(&one), 1);
         shelf.put(Arc::clone(&one), 2);
-        assert_eq!((shelf.take_discarded(), shelf.find(&one)), (vec![2], Some(1)));
-        shelf.lost(1);
+        assert_eq!((shelf.take_discarded(), shelf.find(&one)), (vec![1], Some(2)));
+        shelf.lost(2);
         assert_eq!((shelf.take_discarded(), shelf.find(&one)), (vec![], None));
-    }
-
-    #[test]
-    fn what_was_made_under_passing_settings_goes_with_its_client() {
-        let mut shelf = Shelf::default();
-        let (one, two) = (statement(1), statement(2));
-        shelf.borrowed(1);
-        shelf.put(Arc::clone(&one), 1);
-        shelf.put(Arc::clone(&two), 2);
-        assert_eq!(shelf.find(&one), Some(1), "it is there for the one who asked for it");
-        shelf.take_back();
-        assert_eq!((shelf.find(&one), shelf.find(&two)), (None, Some(2)));
-        assert_eq!(shelf.take_discarded(), [1]);
     }
 }

@@ -9,7 +9,7 @@ use crate::wire::pin::Pins;
 
 /// A prepared statement, told from others by its content: the text, the parameters' types as the server
 /// resolved them, the rows that it gives, and whose it is.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Statement {
     /// Whose it is.
     pub scope: Scope,
@@ -28,10 +28,18 @@ pub struct Statement {
 /// a client with others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Clients of the pool with these settings.
-    Settings(Box<str>),
-    /// This client alone.
-    Client(u64),
+    /// Clients of the pool with these settings, who have parsed it since names have changed their meaning for the
+    /// so many-th time.
+    Settings(Arc<str>, u64),
+    /// This client alone; since then likewise.
+    Client(u64, u64),
+}
+
+impl Statement {
+    /// Bytes that are kept for it.
+    pub fn bytes(&self) -> usize {
+        self.text.len() + self.types.len() + self.shape.0.len()
+    }
 }
 
 /// The row type of a statement, as far as the server compares it when it makes a plan anew: names,
@@ -71,6 +79,7 @@ fn columns(body: &[u8]) -> Option<Vec<u8>> {
 pub struct Library {
     known: Mutex<Known>,
     clients: AtomicU64,
+    generation: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +95,16 @@ impl Library {
     /// A number that no other client has.
     pub fn new_client(&self) -> u64 {
         self.clients.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How often names have changed their meaning.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Names may mean something else from now on.
+    pub fn meanings_change(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The one copy of this statement.
@@ -114,7 +133,7 @@ mod tests {
 
     fn statement(text: &str) -> Statement {
         Statement {
-            scope: Scope::Client(1),
+            scope: Scope::Client(1, 0),
             text: text.as_bytes().into(),
             types: [0, 0].into(),
             shape: Shape::of(b'n', b""),

@@ -83,15 +83,15 @@ fn after_word<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
 /// `'today'` and the like, "Date/Time Types"): a statement with it is as old as its Parse.
 pub fn tells_the_time(text: &[u8]) -> bool {
     const WORDS: [&[u8]; 4] = [b"now", b"today", b"tomorrow", b"yesterday"];
-    let letter = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
-    WORDS.iter().any(|word| {
-        let places = text.windows(word.len()).enumerate().filter(|(_, part)| part.eq_ignore_ascii_case(word));
-        places.map(|(at, _)| at).any(|at| {
-            let before = at.checked_sub(1).and_then(|before| text.get(before));
-            let after = text.get(at + word.len());
-            !letter(before) && !letter(after) && after != Some(&b'(')
-        })
-    })
+    let is_quoted =
+        |at: usize| text[at] == b'\'' || text.get(at + 1).is_none_or(|next| !next.is_ascii_digit());
+    memchr::memchr2_iter(b'\'', b'$', text).any(is_quoted)
+        && WORDS.iter().any(|word| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word)))
+}
+
+/// Whether a command that is complete may have changed what a name means to those who parse from now on.
+pub fn changes_meanings(tag: &[u8]) -> bool {
+    [b"CREATE ".as_slice(), b"ALTER ", b"DROP "].iter().any(|verb| tag.starts_with(verb))
 }
 
 /// Up to the first NUL, and what follows it.
@@ -177,10 +177,16 @@ mod tests {
 
     #[test]
     fn a_literal_may_be_of_the_moment() {
-        for text in ["SELECT 'now'::timestamptz", "select date 'Today'", "select ' tomorrow '::date", "now"] {
+        for text in [
+            "SELECT 'now'::timestamptz",
+            "select date 'Today'",
+            "select ' tomorrow '::date",
+            "select 'now()'",
+            "select $$now$$",
+        ] {
             assert!(tells_the_time(text.as_bytes()), "{text}");
         }
-        for text in ["select now()", "select known, today_s from yesterdays", "", "no"] {
+        for text in ["select now()", "select $1 + now()", "select 'once'", "", "no"] {
             assert!(!tells_the_time(text.as_bytes()), "{text}");
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::due::{Draft, Failure, What};
 use super::names::{Held, Names};
 use super::shelf::{NOBODY, Number};
-use super::statement::{Scope, Statement};
+use super::statement::Statement;
 use super::{After, Change, Copy, Course, Found, Parsing, Prepared, text};
 use crate::wire::frame::{Frame, HEADER};
 use crate::wire::pin::{Pin, Pins};
@@ -254,15 +254,18 @@ impl Prepared {
     fn fetch(&mut self, held: Held, names: &Names, pulse: &mut Pulse) -> Option<(Number, Pins)> {
         let way = match held {
             Held::Here(number, pins) => Way::Here(number, pins),
-            Held::Anywhere(statement) => match self.shelf.find(&statement) {
-                Some(number) => Way::Here(number, statement.pins),
-                None => Way::There(statement),
-            },
+            Held::Anywhere(statement) => {
+                let statement = names.fitting(statement);
+                match self.shelf.find(&statement) {
+                    Some(number) => Way::Here(number, statement.pins),
+                    None => Way::There(statement),
+                }
+            }
         };
         match way {
             Way::Here(number, pins) => Some((number, pins)),
             Way::There(statement) => {
-                self.make_here(statement, names, pulse);
+                self.make_here(statement, pulse);
                 None
             }
         }
@@ -275,12 +278,9 @@ impl Prepared {
         self.due.push(What::Stub, None);
     }
 
-    fn make_here(&mut self, statement: Arc<Statement>, names: &Names, pulse: &mut Pulse) {
+    fn make_here(&mut self, statement: Arc<Statement>, pulse: &mut Pulse) {
         self.say_discards(pulse);
         let number = self.shelf.new_number();
-        if !names.is_plain() && matches!(statement.scope, Scope::Settings(_)) {
-            self.shelf.borrowed(number);
-        }
         let name = text::name_of(number);
         self.say(pulse, b'P', &[&name, &statement.text, &statement.types]);
         self.due.push(What::Copy, None);
