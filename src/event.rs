@@ -247,6 +247,9 @@ pub enum Event {
         pool: PoolKey,
         reason: Reason,
         because: Suppression,
+        /// Nothing would have been done in any case.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
         #[serde(flatten)]
         evidence: Evidence,
     },

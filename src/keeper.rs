@@ -281,5 +281,6 @@ fn suppress(pool: &WatchedPool, due: Due<Leash>, because: Suppression, now: Mome
         return;
     }
     let Due { reason, evidence, .. } = due;
-    inner.sink.emit(Event::ReclaimSuppressed { pool: inner.key.clone(), reason, because, evidence });
+    let (pool, dry_run) = (inner.key.clone(), is_only_watched(pool));
+    inner.sink.emit(Event::ReclaimSuppressed { pool, reason, because, dry_run, evidence });
 }

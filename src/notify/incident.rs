@@ -246,15 +246,17 @@ fn meaning(event: &Event) -> Option<Meaning<'_>> {
             "false_reclaim",
             format!("{} came back after its connection of {pool} was taken", app(evidence)),
         ),
-        Event::ReclaimSuppressed { pool, because: Suppression::Budget, evidence, .. } => about(
-            Severity::Error,
-            Some(pool),
-            "budget_exhausted",
-            format!(
-                "leaked connections of {pool} are left where they are, {} first: the budget is spent",
-                app(evidence)
-            ),
-        ),
+        Event::ReclaimSuppressed { pool, because: Suppression::Budget, dry_run: false, evidence, .. } => {
+            about(
+                Severity::Error,
+                Some(pool),
+                "budget_exhausted",
+                format!(
+                    "leaked connections of {pool} are left where they are, {} first: the budget is spent",
+                    app(evidence)
+                ),
+            )
+        }
         Event::Recycled { pool, outcome: RecycleOutcome::BackendLingers, backend_pid, .. } => about(
             Severity::Error,
             Some(pool),

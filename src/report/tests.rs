@@ -47,7 +47,8 @@ impl Log {
 
     fn spared(&mut self, at: f64, because: Suppression, who: Evidence) {
         let (pool, reason) = (sample::payments(), Reason::IdleInTransaction);
-        self.tell(at, Event::ReclaimSuppressed { pool, reason, because, evidence: who });
+        let dry_run = because == Suppression::Observe;
+        self.tell(at, Event::ReclaimSuppressed { pool, reason, because, dry_run, evidence: who });
     }
 
     /// Suspect after half of 30 s, taken after all of it.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::labels::{OTHER, StickyTop, app_label};
+use super::labels::{OTHER, StickyTop, Weight, app_label};
 use crate::event::Reason;
 use crate::ids::PoolKey;
 use crate::snapshot::{ConnState, FlowState, Limits, PoolSnapshot, Snapshot};
@@ -28,13 +28,17 @@ fn kept(pinned: Option<Pin>) -> usize {
     }
 }
 
-/// Every checkout of `snapshot`, counted by the `app` label it asks for.
-pub(super) fn checkouts_by_app(snapshot: &Snapshot) -> HashMap<&str, usize> {
-    let mut counts = HashMap::new();
+/// Every checkout of `snapshot`, weighed by the `app` label it asks for.
+pub(super) fn checkouts_by_app(snapshot: &Snapshot) -> HashMap<&str, Weight> {
+    let mut weights: HashMap<_, Weight> = HashMap::new();
     for holder in snapshot.pools.iter().flat_map(|pool| &pool.holders) {
-        *counts.entry(app_label(&holder.holder.app)).or_default() += 1;
+        let weight = weights.entry(app_label(&holder.holder.app)).or_default();
+        weight.count += 1;
+        if holder.suspect.is_some_and(is_stale) {
+            weight.stale_ms += (holder.idle_seconds * 1000.0) as u64 + 1;
+        }
     }
-    counts
+    weights
 }
 
 /// All state families of `snapshot`. Pools with the same `label` are shown as one.

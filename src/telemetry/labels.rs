@@ -18,6 +18,17 @@ pub(super) const APPS_MAX: usize = 20;
 const LENGTH_MAX: usize = 130;
 /// An application keeps its place for this long after it was last seen.
 const KEEP: Duration = Duration::from_secs(3600);
+/// Or for this long, if one that has stale checkouts has none.
+const KEEP_FROM_SUSPECTS: Duration = Duration::from_secs(60);
+
+/// How much a value counts: by what is stale, then by how many there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Weight {
+    /// How long its stale checkouts have been idle for, in milliseconds.
+    pub(super) stale_ms: u64,
+    /// Its checkouts.
+    pub(super) count: usize,
+}
 
 /// The `pool` label of `pool`.
 pub(super) fn pool_label(pool: &PoolKey) -> String {
@@ -50,27 +61,28 @@ impl StickyTop {
         Self { places, last_seen: HashMap::with_capacity(places) }
     }
 
-    /// Takes notice of the values present at `now`, each with its count. The biggest newcomers get
-    /// the free places, then the places that have been unused for an hour. Returns how many values
-    /// got none.
+    /// Takes notice of the values present at `now`, each with its weight. The biggest newcomers, who leaks
+    /// before the others, get the free places, then the places that have been unused for an hour; one who leaks
+    /// gets a place that has been unused for a minute. Returns how many values got none.
     pub(super) fn admit<'a>(
         &mut self,
-        counts: impl IntoIterator<Item = (&'a str, usize)>,
+        weights: impl IntoIterator<Item = (&'a str, Weight)>,
         now: Moment,
     ) -> u64 {
         let mut newcomers = Vec::new();
-        for (value, count) in counts {
+        for (value, weight) in weights {
             match self.last_seen.get_mut(value) {
                 Some(seen) => *seen = now,
                 None if value == OTHER => {}
-                None => newcomers.push((value, count)),
+                None => newcomers.push((value, weight)),
             }
         }
         newcomers.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
 
         let mut folded = 0;
-        for (value, _) in newcomers {
-            if self.last_seen.len() < self.places || self.evict(now) {
+        for (value, weight) in newcomers {
+            let kept = if weight.stale_ms > 0 { KEEP_FROM_SUSPECTS } else { KEEP };
+            if self.last_seen.len() < self.places || self.evict(now, kept) {
                 self.last_seen.insert(value.to_owned(), now);
             } else {
                 folded += 1;
@@ -84,10 +96,10 @@ impl StickyTop {
         if self.last_seen.contains_key(value) { value } else { OTHER }
     }
 
-    /// Frees the place that has been unused longest, if that is longer than [`KEEP`].
-    fn evict(&mut self, now: Moment) -> bool {
+    /// Frees the place that has been unused longest, if that is longer than `kept`.
+    fn evict(&mut self, now: Moment, kept: Duration) -> bool {
         let oldest = self.last_seen.iter().min_by_key(|(_, seen)| **seen);
-        let Some(value) = oldest.filter(|(_, seen)| now.since(**seen) > KEEP).map(|(value, _)| value.clone())
+        let Some(value) = oldest.filter(|(_, seen)| now.since(**seen) > kept).map(|(value, _)| value.clone())
         else {
             return false;
         };
@@ -99,14 +111,28 @@ impl StickyTop {
 mod tests {
     use super::*;
 
+    const fn of(count: usize) -> Weight {
+        Weight { stale_ms: 0, count }
+    }
+
+    #[test]
+    fn who_leaks_gets_the_place_of_one_who_has_left() {
+        let mut top = StickyTop::new(2);
+        top.admit([("here", of(9)), ("left", of(5))], Moment::from_secs(0));
+        let leaks = Weight { stale_ms: 1, count: 1 };
+        let seen = [("here", of(9)), ("crowd", of(50)), ("leaks", leaks)];
+        assert_eq!(top.admit(seen, Moment::from_secs(61)), 1);
+        assert_eq!((top.fold("leaks"), top.fold("here"), top.fold("crowd")), ("leaks", "here", OTHER));
+    }
+
     #[test]
     fn the_biggest_newcomers_get_the_places_and_keep_them() {
         let mut top = StickyTop::new(2);
-        let folded = top.admit([("small", 1), ("big", 9), ("middle", 5)], Moment::from_secs(0));
+        let folded = top.admit([("small", of(1)), ("big", of(9)), ("middle", of(5))], Moment::from_secs(0));
         assert_eq!(folded, 1);
         assert_eq!((top.fold("big"), top.fold("middle"), top.fold("small")), ("big", "middle", OTHER));
 
-        let folded = top.admit([("small", 100), ("big", 1)], Moment::from_secs(60));
+        let folded = top.admit([("small", of(100)), ("big", of(1))], Moment::from_secs(60));
         assert_eq!(folded, 1, "a place is not taken from a value that was seen a minute ago");
         assert_eq!(top.fold("middle"), "middle");
     }
@@ -114,15 +140,15 @@ mod tests {
     #[test]
     fn a_place_unused_for_an_hour_goes_to_a_newcomer() {
         let mut top = StickyTop::new(1);
-        top.admit([("gone", 1)], Moment::from_secs(0));
-        assert_eq!(top.admit([("new", 1)], Moment::from_secs(3601)), 0);
+        top.admit([("gone", of(1))], Moment::from_secs(0));
+        assert_eq!(top.admit([("new", of(1))], Moment::from_secs(3601)), 0);
         assert_eq!((top.fold("new"), top.fold("gone")), ("new", OTHER));
     }
 
     #[test]
     fn an_application_called_other_takes_no_place() {
         let mut top = StickyTop::new(1);
-        assert_eq!(top.admit([(OTHER, 7), ("web", 1)], Moment::START), 0);
+        assert_eq!(top.admit([(OTHER, of(7)), ("web", of(1))], Moment::START), 0);
         assert_eq!(top.fold("web"), "web");
     }
 

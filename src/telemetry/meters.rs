@@ -198,9 +198,9 @@ impl Meters {
             Event::LeakDetected { pool, reason, .. } => {
                 self.pool(pool).detected[*reason as usize].increment(1)
             }
-            Event::LeakResolved { pool, resolution, left_alone, .. } => {
+            Event::LeakResolved { pool, reason, resolution, left_alone, .. } => {
                 let meters = self.pool(pool);
-                meters.resolved[*resolution as usize].increment(1);
+                meters.resolved[*reason as usize][*resolution as usize].increment(1);
                 if left_alone.is_some_and(|spared| spared.because == Suppression::Observe) {
                     meters.dry_run[*resolution as usize].increment(1);
                 }
@@ -314,7 +314,8 @@ struct PoolMeters {
     closed: Vec<Counter>,
     upstream_failures: Counter,
     detected: Vec<Counter>,
-    resolved: Vec<Counter>,
+    /// By reason, then by resolution.
+    resolved: Vec<Vec<Counter>>,
     recycles: Vec<Vec<Counter>>,
     suppressed: Vec<Counter>,
     dry_run: Vec<Counter>,
@@ -334,6 +335,10 @@ impl PoolMeters {
             let series = |outcome: &RecycleOutcome| counter!(RECYCLES, "pool" => pool.clone(), "action" => action.as_str(), "outcome" => outcome.as_str());
             outcomes.map(series).collect()
         };
+        let resolved = |reason: &Reason| {
+            let series = |end: &Resolution| counter!(RESOLVED, "pool" => pool.clone(), "reason" => reason.as_str(), "resolution" => end.as_str());
+            Resolution::ALL.iter().map(series).collect()
+        };
         Self {
             checkouts: counter(CHECKOUTS),
             checkins: counter(CHECKINS),
@@ -345,7 +350,7 @@ impl PoolMeters {
             closed: CloseReason::ALL.iter().map(|reason| by(CLOSED, "reason", reason.as_str())).collect(),
             upstream_failures: counter(UPSTREAM_FAILURES),
             detected: Reason::ALL.iter().map(|reason| by(DETECTED, "reason", reason.as_str())).collect(),
-            resolved: Resolution::ALL.iter().map(|end| by(RESOLVED, "resolution", end.as_str())).collect(),
+            resolved: Reason::ALL.iter().map(resolved).collect(),
             recycles: RecycleAction::ALL.iter().map(recycles).collect(),
             suppressed: Suppression::ALL.iter().map(|why| by(SUPPRESSED, "reason", why.as_str())).collect(),
             dry_run: Resolution::ALL.iter().map(|end| by(DRY_RUN, "resolution", end.as_str())).collect(),

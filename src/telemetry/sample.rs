@@ -196,6 +196,7 @@ fn suppressed(pool: &PoolKey) -> Event {
         pool: pool.clone(),
         reason: Reason::IdleInTransaction,
         because: Suppression::Budget,
+        dry_run: false,
         evidence: evidence(),
     }
 }

@@ -2,7 +2,7 @@
 const $ = (id) => document.getElementById(id);
 
 /// Text from elsewhere, without what turns the direction of a line.
-const plain = (text) => String(text).replace(/[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+const plain = (text) => String(text).replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 
 /// `attributes` may be just the class.
 function el(tag, attributes, ...children) {
