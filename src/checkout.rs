@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use deadpool_postgres::{Client, ClientWrapper};
+use deadpool_postgres::ClientWrapper;
 
 use crate::clock;
 use crate::conn::ServerConn;
@@ -13,13 +13,14 @@ use crate::ids::{CheckoutId, Moment};
 use crate::janitor::{Job, Plan};
 use crate::ledger::Place;
 use crate::pool::WatchedPool;
+use crate::rack::Spare;
 use crate::slots::Slot;
 use crate::switch::{NotLent, Wire};
 use crate::wire::pin::Pin;
 
-/// What goes back when a checkout ends. The slot last: whoever waits for the slot finds the object.
+/// What goes back when a checkout ends. The slot last: whoever waits for the slot finds the connection.
 pub(crate) struct Kit {
-    pub(crate) object: Client,
+    pub(crate) spare: Spare,
     pub(crate) slot: Slot,
 }
 
@@ -44,7 +45,7 @@ impl Checkout {
 
     /// The SQL side, for use while the wire is at home.
     pub fn client(&self) -> &ClientWrapper {
-        &self.kit.as_ref().expect("present until the checkout is consumed").object
+        &self.kit.as_ref().expect("present until the checkout is consumed").spare.object
     }
 
     /// Takes the raw wire.
@@ -87,10 +88,10 @@ impl Checkout {
         self.conn.watched.store(false, Ordering::Relaxed);
         if let Err(reason) = self.pool.keeps(&self.conn, now) {
             self.check_in(Place::Recycling, Resolution::Returned, now);
-            self.pool.discard(kit.object, &self.conn, reason);
+            self.pool.discard(kit.spare, reason);
         } else {
             self.check_in(Place::Idle, Resolution::Returned, now);
-            drop(kit.object);
+            self.pool.inner().rack.put(kit.spare);
         }
         drop(kit.slot);
     }

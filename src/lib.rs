@@ -7,7 +7,7 @@
 //! 1. [`activity`], [`history`], [`ledger`], [`judge`], [`forecast`], [`wire::pulse`]: every checkout and its one
 //!    state; evidence in, verdict out. No clock, no I/O, no async, no logging.
 //! 2. [`clock`], [`telemetry`]: the one clock; facts to counters and log lines, snapshots to gauges.
-//! 3. [`dial`], [`switch`], [`conn`], [`slots`], [`valve`], [`pool`], [`queue`], [`opening`], [`checkout`], [`janitor`], [`probe`], [`survey`], [`keeper`]: connections, their
+//! 3. [`dial`], [`switch`], [`conn`], [`slots`], [`valve`], [`pool`], [`queue`], [`rack`], [`opening`], [`checkout`], [`janitor`], [`probe`], [`survey`], [`keeper`]: connections, their
 //!    lending, and the one task that carries out verdicts.
 //! 4. [`config`], [`tls`], [`check`], [`healthcheck`], [`drill`], [`report`], [`sidecar`]: what a user meets.
 
@@ -36,6 +36,7 @@ pub mod policy;
 pub mod pool;
 pub mod probe;
 pub mod queue;
+pub mod rack;
 pub mod report;
 pub mod sidecar;
 pub mod slots;

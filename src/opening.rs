@@ -16,7 +16,7 @@ use crate::pool::{DELIVERED, Inner};
 
 static NEXT_CONN: AtomicU64 = AtomicU64::new(1);
 
-/// The pool behind the slots: a genuine deadpool whose connections have a switch in them.
+/// What opens connections, with a switch in them, and bounds them. The idle ones are on the rack, not here.
 pub(crate) fn deadpool(inner: Weak<Inner>, target: &Target, size: usize) -> Pool {
     let config = target.postgres.clone();
     let open = move || {
@@ -28,7 +28,6 @@ pub(crate) fn deadpool(inner: Weak<Inner>, target: &Target, size: usize) -> Pool
     Pool::builder(manager)
         .max_size(size)
         .runtime(Runtime::Tokio1)
-        .queue_mode(deadpool_postgres::QueueMode::Lifo)
         .build()
         .expect("no timeouts are configured, so none lacks a runtime")
 }
@@ -97,7 +96,7 @@ impl Drop for LifeGuard {
         let Some(inner) = self.inner.upgrade() else { return };
         let Life::Open(conn) = before else { return inner.ledger().not_opened(clock::now()) };
         let event = inner.ledger().closed(conn.id, conn.close_reason(), clock::now());
-        inner.roster().retain(|_, known| known.id != conn.id);
+        inner.roster().remove(&conn.id);
         if let Some(event) = event {
             inner.sink.emit(event);
         }

@@ -1,6 +1,7 @@
-//! The watched pool: a fair queue of slots, a deadpool of connections, and the ledger. Floor 3.
+//! The watched pool: a fair queue of slots, connections that a deadpool opens, and the ledger. Floor 3.
 //!
 //! A slot is a permit of our own semaphore; deadpool behind it is larger than any pool and never waits.
+//! What is idle is on the `rack`.
 //! Every checkout is a [`Checkout`]: it ends by [`Checkout::come_home`], by [`Checkout::recycle`], or,
 //! if its task dies, by Drop, which sends the connection to the janitor. The way there is reserved:
 //! an unbounded channel, bounded by the slots.
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use deadpool_postgres::{Client, ClientWrapper, Pool};
+use deadpool_postgres::Pool;
 use tokio::sync::{Notify, mpsc};
 
 use crate::checkout::{Checkout, Kit};
@@ -22,13 +23,14 @@ use crate::clock;
 use crate::conn::{Leash, ServerConn, Tether};
 use crate::dial::Target;
 use crate::event::{CloseReason, Event, Evidence, Reason, Sink};
-use crate::ids::{CheckoutId, Holder, Moment, PoolKey};
+use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey};
 use crate::janitor::{self, Job};
 use crate::ledger::Ledger;
 use crate::opening::deadpool;
 use crate::policy::{LivePolicy, Policy};
 use crate::probe::Probe;
-use crate::slots::Slots;
+use crate::rack::{Rack, Spare};
+use crate::slots::{Slot, Slots};
 use crate::snapshot::PoolSnapshot;
 use crate::survey::Survey;
 use crate::valve::{Flow, Valve};
@@ -80,9 +82,9 @@ pub(crate) struct Inner {
     pub(crate) attention: Arc<Notify>,
     pub(crate) slots: Slots,
     objects: OnceLock<Pool>,
-    /// Connections by the address of their statement cache: the one identity that deadpool shows of an
-    /// object both in the pool and out of it.
-    roster: Mutex<BTreeMap<usize, Arc<ServerConn>>>,
+    pub(crate) rack: Rack,
+    /// Every live connection.
+    roster: Mutex<BTreeMap<ConnId, Arc<ServerConn>>>,
     /// What the pool's clients have prepared.
     library: Arc<Library>,
     pub(crate) janitor: mpsc::UnboundedSender<Job>,
@@ -150,6 +152,7 @@ impl WatchedPool {
             slots: Slots::new(policy.load().size),
             target: ArcSwap::from_pointee(target.clone()),
             objects: OnceLock::new(),
+            rack: Rack::new(),
             roster: Mutex::default(),
             library: Arc::default(),
             janitor,
@@ -181,38 +184,48 @@ impl WatchedPool {
     ) -> Result<Checkout, CheckoutError> {
         let began = clock::now();
         let (slot, since) = self.slot(holder, began).await?;
-        let (object, conn) = self.connection(began, since).await?;
-        let id = CheckoutId(NEXT_CHECKOUT.fetch_add(1, Ordering::Relaxed));
+        let spare = self.connection(began, since).await?;
+        Ok(self.lent((spare, slot), (holder, tether), began, clock::now()))
+    }
+
+    /// A checkout for which nobody has to wait, and the server need not be asked: a slot is free, and an idle
+    /// connection is fit to be lent. `None` otherwise; then [`WatchedPool::checkout`] does the same at length.
+    pub fn checkout_at_once(&self, holder: &Arc<Holder>, tether: &Arc<Tether>) -> Option<Checkout> {
+        let slot = self.free_slot().ok()??;
         let now = clock::now();
+        let spare = self.fit_spare(now)?;
+        Some(self.lent((spare, slot), (holder, tether), now, now))
+    }
+
+    /// Enters the checkout into the books.
+    fn lent(
+        &self,
+        (spare, slot): (Spare, Slot),
+        (holder, tether): (&Arc<Holder>, &Arc<Tether>),
+        began: Moment,
+        now: Moment,
+    ) -> Checkout {
+        let id = CheckoutId(NEXT_CHECKOUT.fetch_add(1, Ordering::Relaxed));
         let waited = now.since(began);
         // Before the ledger shows it, or the keeper would judge the activity of the checkout before.
         tether.activity.begin(now);
         let leash = Leash(Arc::clone(tether));
-        self.ledger().checked_out(id, conn.id, Arc::clone(holder), leash, waited, now);
+        self.ledger().checked_out(id, spare.conn.id, Arc::clone(holder), leash, waited, now);
         let waited_seconds = waited.as_secs_f64();
         self.0.sink.emit(Event::CheckedOut { pool: self.0.key.clone(), waited_seconds });
-        Ok(Checkout { pool: self.clone(), id, conn, kit: Some(Kit { object, slot }) })
+        Checkout { pool: self.clone(), id, conn: Arc::clone(&spare.conn), kit: Some(Kit { spare, slot }) }
     }
 
-    pub(crate) fn identify(
-        &self,
-        object: &ClientWrapper,
-        delivered: Option<Arc<ServerConn>>,
-    ) -> Option<Arc<ServerConn>> {
-        let mut roster = self.0.roster();
-        match delivered {
-            Some(conn) => {
-                roster.insert(identity(object), Arc::clone(&conn));
-                Some(conn)
-            }
-            None => roster.get(&identity(object)).cloned(),
-        }
+    /// A connection just opened is one of the pool's now.
+    pub(crate) fn enlist(&self, conn: &Arc<ServerConn>) {
+        self.0.roster().insert(conn.id, Arc::clone(conn));
     }
 
-    pub(crate) fn discard(&self, object: Client, conn: &ServerConn, reason: CloseReason) {
-        conn.closing(reason);
-        drop(Client::take(object));
-        self.0.roster().retain(|_, known| known.id != conn.id);
+    /// Closes a connection that somebody has.
+    pub(crate) fn discard(&self, spare: Spare, reason: CloseReason) {
+        spare.conn.closing(reason);
+        self.0.roster().remove(&spare.conn.id);
+        spare.close();
     }
 
     /// The parameters a server connection of this pool reported at login; `None` before the first one.
@@ -276,9 +289,8 @@ impl WatchedPool {
     pub fn reap(&self, now: Moment) {
         self.0.slots.settle();
         let spent = self.ledger().spent(&self.0.policy.load(), now);
-        let roster = self.0.roster().clone();
-        let removed = self.objects().retain(|object, _| {
-            let Some(conn) = roster.get(&identity(object)) else { return true };
+        self.0.rack.retain(|spare| {
+            let conn = &spare.conn;
             if !conn.watched.swap(true, Ordering::Relaxed) {
                 conn.switch.wake_home();
             }
@@ -287,10 +299,9 @@ impl WatchedPool {
                     conn.closing(reason);
                     false
                 }
-                None => !object.is_closed(),
+                None => !spare.object.is_closed(),
             }
         });
-        drop(removed);
     }
 
     /// Whether it is the same pool.
@@ -335,6 +346,7 @@ impl WatchedPool {
         for conn in conns {
             conn.closing(CloseReason::Shutdown);
         }
+        self.0.rack.close();
         self.objects().close();
     }
 
@@ -372,11 +384,7 @@ impl Inner {
         }
     }
 
-    pub(crate) fn roster(&self) -> MutexGuard<'_, BTreeMap<usize, Arc<ServerConn>>> {
+    pub(crate) fn roster(&self) -> MutexGuard<'_, BTreeMap<ConnId, Arc<ServerConn>>> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn identity(object: &ClientWrapper) -> usize {
-    Arc::as_ptr(&object.statement_cache) as usize
 }

@@ -14,6 +14,7 @@ use crate::event::{CloseReason, Event};
 use crate::ids::{Holder, Moment};
 use crate::policy::Policy;
 use crate::pool::{CheckoutError, DELIVERED, WatchedPool};
+use crate::rack::Spare;
 use crate::slots::{Closed, Slot};
 use crate::valve::Flow;
 
@@ -26,15 +27,33 @@ impl From<Closed> for CheckoutError {
 impl WatchedPool {
     /// How often one that waits for the server looks whether a connection has come home.
     const LOOK: Duration = Duration::from_millis(100);
-    /// How long a server is believed to fit `target_session_attrs` after it was asked.
-    const FITTED: Duration = Duration::from_secs(1);
+
+    /// A slot, if nothing is paused, one is free, and nobody waits for it.
+    pub(crate) fn free_slot(&self) -> Result<Option<Slot>, Closed> {
+        let inner = self.inner();
+        if inner.valve.flow() == Flow::Open { inner.slots.try_take() } else { Ok(None) }
+    }
+
+    /// The idle connection that came home last, if it may be lent without asking the server.
+    pub(crate) fn fit_spare(&self, now: Moment) -> Option<Spare> {
+        let rack = &self.inner().rack;
+        let spare = rack.take()?;
+        let conn = &spare.conn;
+        let fit = self.keeps(conn, now).is_ok()
+            && !spare.object.is_closed()
+            && !asks(conn, now)
+            && conn.switch.look().is_ok();
+        if fit {
+            return Some(spare);
+        }
+        rack.put(spare);
+        None
+    }
 
     /// Waits for a slot, if there is none at once; since when the client's patience counts.
     pub(crate) async fn slot(&self, holder: &Holder, began: Moment) -> Result<(Slot, Moment), CheckoutError> {
         let inner = self.inner();
-        if inner.valve.flow() == Flow::Open
-            && let Some(slot) = inner.slots.try_take()?
-        {
+        if let Some(slot) = self.free_slot()? {
             return Ok((slot, began));
         }
         let _waiting = Waiting::new(self, began);
@@ -88,17 +107,13 @@ impl WatchedPool {
 
     /// A connection that is alive, young enough, quiet, and to the right server. Waits for a server that
     /// is away, for what is left of the client's patience; what the server itself says is told at once.
-    pub(crate) async fn connection(
-        &self,
-        began: Moment,
-        since: Moment,
-    ) -> Result<(Client, Arc<ServerConn>), CheckoutError> {
+    pub(crate) async fn connection(&self, began: Moment, since: Moment) -> Result<Spare, CheckoutError> {
         let mut waiting = None;
         loop {
             let outage = Arc::clone(&self.inner().target.load().outage);
             let why = match outage.outlook() {
                 // Nobody dials now but the one who tries: wait for what it finds, or for a connection to come home.
-                Some(outlook) if self.objects().status().available == 0 => outlook,
+                Some(outlook) if self.inner().rack.is_empty() => outlook,
                 _ => match self.idle_or_new().await {
                     Err(Failed::Away(outlook)) => outlook,
                     Err(Failed::Told(error)) => return Err(error),
@@ -114,32 +129,48 @@ impl WatchedPool {
         }
     }
 
-    async fn idle_or_new(&self) -> Result<(Client, Arc<ServerConn>), Failed> {
+    async fn idle_or_new(&self) -> Result<Spare, Failed> {
         loop {
-            let object = self.objects().get().await.map_err(|error| self.not_opened(error))?;
-            let Some(conn) = self.identify(&object, DELIVERED.with(std::cell::RefCell::take)) else {
-                drop(Client::take(object));
-                continue;
+            let spare = match self.inner().rack.take() {
+                Some(spare) if spare.object.is_closed() => {
+                    self.discard(spare, CloseReason::ServerLost);
+                    continue;
+                }
+                Some(spare) => spare,
+                None => self.opened().await?,
             };
-            match self.may_be_lent(&object, &conn).await {
-                Ok(()) => return Ok((object, conn)),
-                Err(reason) => self.discard(object, &conn, reason),
+            match self.may_be_lent(&spare).await {
+                Ok(()) => return Ok(spare),
+                Err(reason) => self.discard(spare, reason),
             }
         }
     }
 
-    /// Whether a connection from the pool may be lent, or why it is to be closed instead.
-    async fn may_be_lent(&self, object: &ClientWrapper, conn: &ServerConn) -> Result<(), CloseReason> {
+    /// A new connection.
+    async fn opened(&self) -> Result<Spare, Failed> {
+        loop {
+            let object = self.objects().get().await.map_err(|error| self.not_opened(error))?;
+            match DELIVERED.with(std::cell::RefCell::take) {
+                Some(conn) => {
+                    self.enlist(&conn);
+                    return Ok(Spare { object: Box::new(object), conn });
+                }
+                // One whose task has died, and that deadpool took for idle.
+                None => drop(Client::take(object)),
+            }
+        }
+    }
+
+    /// Whether an idle connection may be lent, or why it is to be closed instead.
+    async fn may_be_lent(&self, Spare { object, conn }: &Spare) -> Result<(), CloseReason> {
         self.keeps(conn, clock::now())?;
         if conn.switch.look().is_err() && !settle(object).await {
             return Err(CloseReason::ServerLost);
         }
-        let attrs = conn.target.attrs;
-        let asked = Moment::from_nanos(conn.fitted.load(Ordering::Relaxed));
-        if !attrs.may_change() || clock::now().since(asked) < Self::FITTED {
+        if !asks(conn, clock::now()) {
             return Ok(());
         }
-        match tokio::time::timeout(Policy::RESET_DEADLINE, attrs.fits(object)).await {
+        match tokio::time::timeout(Policy::RESET_DEADLINE, conn.target.attrs.fits(object)).await {
             Ok(Ok(true)) => {
                 conn.fitted.store(clock::now().as_nanos(), Ordering::Relaxed);
                 Ok(())
@@ -180,6 +211,14 @@ enum Failed {
     Away(Outlook),
     /// The client is to be told.
     Told(CheckoutError),
+}
+
+/// Whether the server has to be asked if it still fits `target_session_attrs`.
+fn asks(conn: &ServerConn, now: Moment) -> bool {
+    /// How long it is believed to after it was asked.
+    const FITTED: Duration = Duration::from_secs(1);
+    let asked = Moment::from_nanos(conn.fitted.load(Ordering::Relaxed));
+    conn.target.attrs.may_change() && now.since(asked) >= FITTED
 }
 
 /// A connection that said something while it was idle may be sound: one round trip tells.

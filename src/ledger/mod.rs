@@ -138,7 +138,8 @@ impl<L> Checkout<L> {
 pub struct Ledger<L> {
     pool: PoolKey,
     conns: BTreeMap<ConnId, Conn>,
-    checkouts: BTreeMap<CheckoutId, Checkout<L>>,
+    /// On the heap each: they are large, and those beside one that ends are moved.
+    checkouts: BTreeMap<CheckoutId, Box<Checkout<L>>>,
     waits: BTreeMap<u64, Moment>,
     next_wait: u64,
     /// Connections being opened, each for a slot that is taken.
@@ -272,7 +273,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             mark: Mark::Held,
             overdue: None,
         };
-        self.checkouts.insert(id, checkout);
+        self.checkouts.insert(id, Box::new(checkout));
     }
 
     /// A checkout is over. The connection goes to `to`; a suspicion against it ends as `resolution`.
@@ -320,7 +321,12 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         self.transition(conn, Place::Idle, now);
     }
 
-    /// Checkouts that are out.
+    /// The checkouts that are out, oldest first.
+    fn out(&self) -> impl Iterator<Item = &Checkout<L>> {
+        self.checkouts.values().map(|checkout| &**checkout)
+    }
+
+    /// How many checkouts are out.
     pub fn held(&self) -> usize {
         self.checkouts.len()
     }

@@ -84,7 +84,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             recycling: self.counts[Place::Recycling.kind()],
             ..ConnCounts::default()
         };
-        let idlers = idlers_of(self.checkouts.values(), &self.history);
+        let idlers = idlers_of(self.out(), &self.history);
         let mut habits = Habits::new(&self.history, policy, &self.pool, now);
         let by_pid = self.by_pid();
         let mut holders: Vec<_> = self

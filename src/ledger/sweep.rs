@@ -65,7 +65,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             }
         }
         if !asking.is_empty() {
-            let idlers = idlers_of(checkouts.values(), &self.history);
+            let idlers = idlers_of(checkouts.values().map(|checkout| &**checkout), &self.history);
             for (id, mut case) in asking {
                 case.turnover = turnover(&case, &self.history, &idlers);
                 if let Some(checkout) = checkouts.get_mut(&id) {

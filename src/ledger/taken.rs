@@ -21,7 +21,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// The suspect, as it was `seen`, is due, and nothing is done about it for now. Whether it still is that suspect.
     pub fn left_alone(&mut self, id: CheckoutId, seen: Observed, because: Suppression, now: Moment) -> bool {
         let Some(Checkout { mark: Mark::Suspect { left_alone, seen: then, .. }, .. }) =
-            self.checkouts.get_mut(&id)
+            self.checkouts.get_mut(&id).map(|checkout| &mut **checkout)
         else {
             return false;
         };

@@ -55,7 +55,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         let epoch = |checkout: &Checkout<L>| {
             Some((self.pid_of(checkout)?, checkout.leash.as_ref().observe().epoch()))
         };
-        self.checkouts.values().filter_map(epoch).filter(|(pid, _)| pids.contains(pid)).collect()
+        self.out().filter_map(epoch).filter(|(pid, _)| pids.contains(pid)).collect()
     }
 
     /// Notes the server's answers, of those that have not moved since it was asked.
@@ -83,7 +83,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
                 app: checkout.holder.app.clone(),
             })
         };
-        self.checkouts.values().filter_map(running).take(Self::MOST).collect()
+        self.out().filter_map(running).take(Self::MOST).collect()
     }
 
     /// Applications with statements that have been reported as slow.
@@ -104,7 +104,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     pub(super) fn by_pid(&self) -> BTreeMap<i32, (CheckoutId, &Checkout<L>)> {
         self.checkouts
             .iter()
-            .filter_map(|(id, checkout)| Some((self.pid_of(checkout)?, (*id, checkout))))
+            .filter_map(|(id, checkout)| Some((self.pid_of(checkout)?, (*id, &**checkout))))
             .collect()
     }
 

@@ -122,11 +122,16 @@ impl Session {
 
     /// From a statement's beginning to the end of the checkout; whether the session goes on.
     async fn work(&mut self) -> bool {
-        match self.borrow_connection().await {
+        let borrowed = match self.pool.checkout_at_once(&self.holder, &self.shared.tether) {
+            Some(checkout) if checkout.conn().change_to(&self.vars).is_none() => Ok(Some(checkout)),
+            // On the heap, as it is the exception, and large.
+            at_once => Box::pin(self.borrow_connection(at_once)).await,
+        };
+        match borrowed {
             Ok(Some(checkout)) => self.lend(checkout).await,
             Ok(None) => false,
             Err(error) => {
-                self.refuse(&error).await;
+                Box::pin(self.refuse(&error)).await;
                 false
             }
         }
@@ -152,13 +157,22 @@ impl Session {
         .await
     }
 
-    /// A connection with this client's parameters set on it; `None` if the client left while it waited.
-    async fn borrow_connection(&mut self) -> Result<Option<Checkout>, CheckoutError> {
-        let waiting = pin!(self.pool.checkout(&self.holder, &self.shared.tether));
-        let checkout = tokio::select! {
-            biased;
-            checkout = waiting => checkout?,
-            () = gone(&mut self.client, &mut self.up, &self.shared) => return Ok(None),
+    /// A connection with this client's parameters set on it, which may be `at_once` at hand; `None` if the client
+    /// left while it waited.
+    async fn borrow_connection(
+        &mut self,
+        at_once: Option<Checkout>,
+    ) -> Result<Option<Checkout>, CheckoutError> {
+        let checkout = match at_once {
+            Some(checkout) => checkout,
+            None => {
+                let waiting = pin!(self.pool.checkout(&self.holder, &self.shared.tether));
+                tokio::select! {
+                    biased;
+                    checkout = waiting => checkout?,
+                    () = gone(&mut self.client, &mut self.up, &self.shared) => return Ok(None),
+                }
+            }
         };
         if let Err(error) = set_parameters(&checkout, &self.vars).await {
             // A value that the server refused is the client's fault, not the connection's.
@@ -174,11 +188,12 @@ impl Session {
     /// Lends the connection's wire for as long as the client needs it; whether the session goes on.
     async fn lend(&mut self, checkout: Checkout) -> bool {
         let mode = self.hub.mode;
-        let mut words = Words::new(mode, checkout.conn().reported);
+        // By itself, or this call would be large enough to make its place on the heap hard to find.
+        let mut words = Box::new(Words::new(mode, checkout.conn().reported));
         loop {
             let Ok(mut wire) = checkout.lend() else {
                 checkout.recycle(None, Plan::Lost, Resolution::ServerLost, None);
-                self.last_word(&lost()).await;
+                Box::pin(self.last_word(&lost())).await;
                 return false;
             };
             let ended = self.relay(&checkout, &mut wire, &mut words).await;
@@ -190,18 +205,18 @@ impl Session {
                 End::Reset => {
                     words.restored();
                     checkout.conn().switch.give_back(wire);
-                    if let Err(error) = set_parameters(&checkout, &self.vars).await {
+                    if let Err(error) = Box::pin(set_parameters(&checkout, &self.vars)).await {
                         checkout.recycle(None, Plan::Close, Resolution::Disconnected, None);
-                        self.refuse(&error).await;
+                        Box::pin(self.refuse(&error)).await;
                         return false;
                     }
                 }
                 End::Quiet | End::Taken => {
-                    self.lose(checkout, wire, &ended).await;
+                    Box::pin(self.lose(checkout, wire, &ended)).await;
                     return false;
                 }
                 _ => {
-                    self.part(checkout, wire, ended).await;
+                    Box::pin(self.part(checkout, wire, ended)).await;
                     return false;
                 }
             }

@@ -38,6 +38,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("pool", 3),
     ("probe", 3),
     ("queue", 3),
+    ("rack", 3),
     ("slots", 3),
     ("survey", 3),
     ("switch", 3),
