@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use sketches_ddsketch::{Config, DDSketch};
 
 use crate::activity::Pause;
@@ -202,7 +203,7 @@ struct App {
 pub struct History {
     records: Vec<Record>,
     free: Vec<GroupId>,
-    apps: HashMap<Arc<str>, App>,
+    apps: HashMap<Arc<str>, App, RandomState>,
     folded: u64,
 }
 
@@ -217,7 +218,7 @@ impl History {
     /// Nothing is known.
     pub fn new() -> Self {
         let other = Record::new(None, Moment::START);
-        Self { records: vec![other], free: Vec::new(), apps: HashMap::new(), folded: 0 }
+        Self { records: vec![other], free: Vec::new(), apps: HashMap::default(), folded: 0 }
     }
 
     /// A checkout of this kind of work begins; its group, to be given back with [`History::ended`].

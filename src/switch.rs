@@ -271,10 +271,17 @@ impl Place {
     /// Reads what has come, without waiting; true if there was anything, the end included.
     fn poll_news(&mut self) -> bool {
         let Place::Home(wire) = self else { return true };
-        let mut cx = Context::from_waker(Waker::noop());
         let wire = &mut **wire;
         wire.inbox.reserve(1024);
-        tokio_util::io::poll_read_buf(Pin::new(&mut wire.io), &mut cx, &mut wire.inbox).is_ready()
+        let read = match &mut wire.io {
+            Io::Tcp(stream) => stream.try_read_buf(&mut wire.inbox),
+            Io::Unix(stream) => stream.try_read_buf(&mut wire.inbox),
+            io @ (Io::Tls(_) | Io::Served(_)) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                return tokio_util::io::poll_read_buf(Pin::new(io), &mut cx, &mut wire.inbox).is_ready();
+            }
+        };
+        !read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Pipe {
     cleared: usize,
     /// Whether the other side's socket has been given bytes that it may still keep to itself.
     unflushed: bool,
+    /// Whether the last read found less than there was room for.
+    dry: bool,
     cutter: Cutter,
 }
 
@@ -39,6 +41,7 @@ impl Pipe {
             buf: BytesMut::new(),
             cleared: 0,
             unflushed: false,
+            dry: false,
             cutter: Cutter::new(direction),
         }
     }
@@ -137,6 +140,11 @@ impl Pipe {
         self.buf.truncate(self.cleared);
     }
 
+    /// Whether the last read found less than there was room for: there is probably nothing more.
+    pub fn ran_dry(&self) -> bool {
+        self.dry
+    }
+
     /// Lets go of the memory while nothing waits.
     pub fn shrink(&mut self) {
         if self.is_empty() {
@@ -151,7 +159,9 @@ impl Pipe {
             self.buf.reserve(if self.buf.is_empty() { Self::FIRST } else { room });
         }
         let mut space = (&mut self.buf).limit(room);
-        tokio_util::io::poll_read_buf(Pin::new(io), cx, &mut space)
+        let read = tokio_util::io::poll_read_buf(Pin::new(io), cx, &mut space);
+        self.dry = self.buf.len() < self.buf.capacity();
+        read
     }
 
     /// Writes what is cleared. Ready when all of it is gone.

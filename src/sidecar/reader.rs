@@ -122,15 +122,18 @@ impl Reader {
         }
     }
 
-    /// The frame is over. The statement is noted as the holder's last; what is new in it is given back, at most
-    /// one name and one hold.
-    pub fn frame_ends(&mut self, tag: u8, activity: &Activity) -> [Option<Said>; 2] {
+    /// The frame is over. The statement is noted as the holder's last; what is new in it is `said`, at most one
+    /// name and one hold.
+    pub fn frame_ends(&mut self, tag: u8, activity: &Activity, said: &mut Vec<Said>) {
         if tag == b'B' {
-            let (route, hold) = self.named.get(self.name.as_slice()).cloned().unwrap_or_default();
-            return [route.map(Said::Route), hold.map(Said::Hold)];
+            if let Some((route, hold)) = self.named.get(self.name.as_slice()) {
+                said.extend(route.clone().map(Said::Route));
+                said.extend(hold.map(Said::Hold));
+            }
+            return;
         }
         if !matches!(tag, b'Q' | b'P') || self.head.is_empty() {
-            return [None, None];
+            return;
         }
         let ends = if self.tail.is_empty() { &self.head } else { &self.tail };
         let tags = Tags::of(&self.head, ends);
@@ -149,7 +152,8 @@ impl Reader {
         if tag == b'P' {
             self.remember(&route, hold);
         }
-        [route.map(Said::Route), hold.map(Said::Hold)]
+        said.extend(route.map(Said::Route));
+        said.extend(hold.map(Said::Hold));
     }
 }
 
@@ -205,7 +209,8 @@ mod tests {
         let mut pieces = body.chunks(piece);
         reader.frame(tag, pieces.next().unwrap_or_default());
         pieces.for_each(|piece| reader.body(piece));
-        let said = reader.frame_ends(tag, &activity).into_iter().flatten().collect();
+        let mut said = Vec::new();
+        reader.frame_ends(tag, &activity, &mut said);
         (said, activity.statement())
     }
 
@@ -233,7 +238,9 @@ mod tests {
                 let mut pieces = body.chunks(piece);
                 reader.frame(tag, pieces.next().unwrap_or_default());
                 pieces.for_each(|piece| reader.body(piece));
-                reader.frame_ends(tag, &activity).into_iter().flatten().collect::<Vec<_>>()
+                let mut said = Vec::new();
+                reader.frame_ends(tag, &activity, &mut said);
+                said
             };
             let export = [Said::Route("export".into()), Said::Hold(Duration::from_secs(600))];
             assert_eq!(say(b'B', b"\0s\0\0\0"), []);
@@ -251,8 +258,10 @@ mod tests {
         let (mut reader, activity) = (Reader::new(), Activity::new());
         let mut say = |text: &[u8]| {
             reader.frame(b'Q', text);
-            match reader.frame_ends(b'Q', &activity) {
-                [Some(Said::Route(route)), None] => route,
+            let mut said = Vec::new();
+            reader.frame_ends(b'Q', &activity, &mut said);
+            match said.as_slice() {
+                [Said::Route(route)] => Arc::clone(route),
                 other => panic!("{other:?}"),
             }
         };

@@ -157,6 +157,12 @@ impl<'a> Relay<'a> {
                 return Poll::Ready(End::Cut);
             }
             match self.step(cx) {
+                // Often the server has nothing more to say then, and the client neither.
+                Ok(true) if self.down.ran_dry() => {
+                    if let Some(end) = self.rest() {
+                        return Poll::Ready(end);
+                    }
+                }
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(end) => return Poll::Ready(end),
@@ -176,8 +182,9 @@ impl<'a> Relay<'a> {
 
     /// Moves what can be moved; false if nothing could.
     fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let up = self.step_up(cx)?;
         let down = self.step_down(cx)?;
+        // The end of a transaction is not held up by a look at a client that has nothing to say.
+        let up = !(down && self.wire.pulse.is_quiet()) && self.step_up(cx)?;
         Ok(self.clear_up()? || up || down)
     }
 

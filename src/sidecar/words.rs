@@ -41,6 +41,10 @@ struct Ends {
 }
 
 impl Ends {
+    fn is_empty(&self) -> bool {
+        self.pins.is_empty() && self.resets.is_empty() && self.sets.is_none()
+    }
+
     fn join(&mut self, later: &Ends) {
         self.pins = self.pins.and(later.pins);
         later.sets.iter().for_each(|set| self.resets.remove(set.text()));
@@ -92,12 +96,11 @@ impl Words {
         }
         match frame.tag {
             b'Q' | b'P' => {
-                let mut scanner = Scanner::new(self.reported);
+                let (_, scanner) = self.scanner.insert((frame.tag, Scanner::new(self.reported)));
                 scanner.feed(frame.body);
-                self.scanner = Some((frame.tag, scanner));
             }
             // Of the unnamed statement, as far as can be seen; or else nothing is released.
-            b'B' => {
+            b'B' if !self.unnamed.is_empty() => {
                 let name = memchr::memchr(0, frame.body).and_then(|end| frame.body.get(end + 1));
                 let unnamed = std::mem::take(&mut self.unnamed);
                 if name == Some(&0) {
@@ -117,6 +120,10 @@ impl Words {
 
     /// The frame is over. What a Parse would leave behind is for when it runs.
     pub fn frame_ends(&mut self) -> Pins {
+        // Most frames have no text, and taking nothing would cost as much as taking something.
+        if self.scanner.is_none() {
+            return Pins::default();
+        }
         let Some((tag, scanner)) = self.scanner.take() else { return Pins::default() };
         let found = scanner.finish();
         let ends = Ends { pins: found.releases, resets: found.resets, sets: found.sets };
@@ -135,6 +142,9 @@ impl Words {
 
     /// A text was sent that ends this.
     fn ask(&mut self, ends: &Ends) {
+        if ends.is_empty() {
+            return;
+        }
         self.asked.join(ends);
         ends.sets.iter().for_each(|set| self.ended.resets.remove(set.text()));
     }
@@ -191,6 +201,7 @@ impl Words {
             // By a statement whose text is not known any more.
             (b"RESET", asked) if asked.is_empty() => Resets::all(),
             (b"RESET" | b"SET" | b"DO", asked) => asked.clone(),
+            _ if pins.is_empty() => return,
             _ => Resets::default(),
         };
         self.ended.join(&Ends { pins, resets, sets: None });
@@ -213,11 +224,16 @@ impl Words {
 
     /// Nothing is owed and no transaction is open: what has ended has ended for good.
     pub fn settle(&mut self) {
-        let ended = std::mem::take(&mut self.ended);
-        self.pinned = self.pinned.without(ended.pins.without(self.fresh));
+        if !self.ended.is_empty() {
+            let ended = std::mem::take(&mut self.ended);
+            self.pinned = self.pinned.without(ended.pins.without(self.fresh));
+            self.resets.join(&ended.resets);
+        }
         self.pinned = self.pinned.without(Pins::SETTING_IN_TRANSACTION);
-        self.resets.join(&ended.resets);
-        (self.fresh, self.asked) = Default::default();
+        self.fresh = Pins::default();
+        if !self.asked.is_empty() {
+            self.asked = Ends::default();
+        }
     }
 
     /// Which parameters the client has set back to the server's default.

@@ -7,7 +7,8 @@ use futures_util::future::join_all;
 use crate::support::raw::{self, Raw};
 use crate::support::tap::{Manner, Tap, fatal};
 use crate::support::{
-    Endpoint, Leash, Mode, PATIENCE, Server, eventually_or, finish, in_both_modes, sqlstate, within,
+    Endpoint, Leash, Mode, PATIENCE, Server, eventually, eventually_or, finish, in_both_modes, sqlstate,
+    within,
 };
 
 in_both_modes! {
@@ -54,7 +55,8 @@ async fn a_restart_with_fifty_clients_in_different_states(mode: Mode) {
         assert!(["57P01", "57P02", "08006"].contains(&code.as_str()), "{code}");
     }
     leash.event("upstream_failed", |_| true).await;
-    assert_eq!(leash.get("/readyz").await.0, 503);
+    eventually("it says that it is not ready", async || (leash.get("/readyz").await.0 == 503).then_some(()))
+        .await;
     let mut early = join_all((0..10).map(|_| logged_in(&endpoint))).await;
     for client in &mut early {
         client.send(&raw::query("SELECT 'early'")).await;

@@ -76,7 +76,7 @@ impl Relay<'_> {
             if up.ends_frame() {
                 pulse.sent(*sending);
                 let found = words.frame_ends();
-                said.extend(reader.frame_ends(*sending, &tether.activity).into_iter().flatten());
+                reader.frame_ends(*sending, &tether.activity, said);
                 if let Some(names) = names {
                     prepared.up_ends(found, names, pulse);
                     up.put(prepared.out());
@@ -106,7 +106,9 @@ impl Relay<'_> {
                         continue;
                     }
                     Whose::Client(closes) => {
-                        late = give_back(closes, pulse, prepared, names.as_deref_mut());
+                        if closes > 0 {
+                            late = give_back(closes, pulse, prepared, names.as_deref_mut());
+                        }
                         pulse.received(frame.tag, frame.body.first().copied());
                         *last_was_fatal = frame.tag == b'E' && is_fatal(frame.body);
                         match frame.tag {

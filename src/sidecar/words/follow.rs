@@ -50,6 +50,9 @@ impl Follow {
     /// The client sends this; before it, nothing was owed and no transaction open if `quiet`.
     pub fn sends(&mut self, frame: Frame<'_>, quiet: bool, reported: Reported) -> Outcome {
         self.spares = false;
+        if matches!(self.state, State::No) && !matches!(frame.tag, b'Q' | b'P') {
+            return Outcome::Known;
+        }
         let state = std::mem::take(&mut self.state);
         self.state = match (frame.tag, state) {
             // What comes behind its batch is another transaction.
@@ -87,6 +90,9 @@ impl Follow {
 
     /// The server has completed a command.
     pub fn completed(&mut self, tag: &[u8]) -> Outcome {
+        if matches!(self.state, State::No) {
+            return Outcome::Known;
+        }
         match std::mem::take(&mut self.state) {
             State::Runs(value, batch) if tag == b"SET" => self.state = State::Set(value, batch),
             State::Runs(..) | State::Set(..) => return Outcome::Lost,
@@ -105,6 +111,9 @@ impl Follow {
 
     /// The server is ready for the next; whether no transaction is open.
     pub fn ready(&mut self, idle: bool) -> Outcome {
+        if matches!(self.state, State::No) {
+            return Outcome::Known;
+        }
         match std::mem::take(&mut self.state) {
             State::Set(value, Batch::Ended) if idle => self.done.push(value),
             State::Set(..) => return Outcome::Lost,

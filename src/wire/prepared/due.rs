@@ -35,7 +35,7 @@ pub enum What {
     /// Ours: Describe of what Copy made.
     Check(Arc<Statement>, Number),
     /// Ours: Describe of the unnamed statement that Copy made, of which the client was told this.
-    CheckUnnamed(Told),
+    CheckUnnamed(Box<Told>),
     /// Bind.
     Bind,
     /// Bind or Describe that has to fail, with what, and with the parameters that Describe tells before.

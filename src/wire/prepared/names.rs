@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::shelf::Number;
 use super::statement::{Library, Scope, Shape, Statement};
 use super::text;
@@ -20,7 +22,7 @@ pub struct Names {
     settings: (Arc<Vars>, Arc<str>),
     /// Whether these alone are what is set on the connection now.
     plain: bool,
-    named: HashMap<Arc<[u8]>, Held>,
+    named: HashMap<Arc<[u8]>, Held, RandomState>,
     /// Bytes of the statements that can be made anywhere, shared or not.
     kept: usize,
     /// The unnamed statement.
@@ -94,7 +96,7 @@ impl Names {
             library,
             settings: (Arc::default(), Arc::from("")),
             plain: false,
-            named: HashMap::new(),
+            named: HashMap::default(),
             kept: 0,
             unnamed: Unnamed::default(),
         }

@@ -185,7 +185,7 @@ impl Prepared {
         self.due.push(What::Copy, None);
         if let Some(told) = told {
             self.say(pulse, b'D', &[b"S\0"]);
-            self.due.push(What::CheckUnnamed(told), None);
+            self.due.push(What::CheckUnnamed(Box::new(told)), None);
         }
         self.say(pulse, b'H', &[]);
         self.course = Course::Awaits;
