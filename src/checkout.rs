@@ -28,7 +28,6 @@ pub(crate) struct Kit {
 pub struct Checkout {
     pub(crate) pool: WatchedPool,
     pub(crate) id: CheckoutId,
-    pub(crate) conn: Arc<ServerConn>,
     pub(crate) kit: Option<Kit>,
 }
 
@@ -40,12 +39,16 @@ impl Checkout {
 
     /// The connection.
     pub fn conn(&self) -> &Arc<ServerConn> {
-        &self.conn
+        &self.spare().conn
     }
 
     /// The SQL side, for use while the wire is at home.
     pub fn client(&self) -> &ClientWrapper {
-        &self.kit.as_ref().expect("present until the checkout is consumed").spare.object
+        &self.spare().object
+    }
+
+    fn spare(&self) -> &Spare {
+        &self.kit.as_ref().expect("present until the checkout is consumed").spare
     }
 
     /// Takes the raw wire.
@@ -53,7 +56,7 @@ impl Checkout {
     /// # Errors
     /// When it is not quiet, or not at home.
     pub fn lend(&self) -> Result<Box<Wire>, NotLent> {
-        self.conn.switch.lend()
+        self.conn().switch.lend()
     }
 
     /// The connection stays with its client between transactions, for this reason.
@@ -79,14 +82,15 @@ impl Checkout {
 
     /// Gives a quiet connection back as it is.
     pub fn come_home(mut self, wire: Box<Wire>) {
-        if self.conn.has_cancel_in_flight() || self.conn.is_tainted() {
+        if self.conn().has_cancel_in_flight() || self.conn().is_tainted() {
             return self.recycle(Some(wire), Plan::Reset, Resolution::Returned, None);
         }
         let Some(kit) = self.kit.take() else { return };
         let now = clock::now();
-        self.conn.switch.give_back(wire);
-        self.conn.watched.store(false, Ordering::Relaxed);
-        if let Err(reason) = self.pool.keeps(&self.conn, now) {
+        let conn = &kit.spare.conn;
+        conn.switch.give_back(wire);
+        conn.watched.store(false, Ordering::Relaxed);
+        if let Err(reason) = self.pool.keeps(conn, now) {
             self.check_in(Place::Recycling, Resolution::Returned, now);
             self.pool.discard(kit.spare, reason);
         } else {
@@ -124,7 +128,7 @@ impl Checkout {
     fn hand_over(&mut self, wire: Option<Box<Wire>>, plan: Plan, resolution: Resolution) {
         let Some(kit) = self.kit.take() else { return };
         self.check_in(Place::Recycling, resolution, clock::now());
-        let job = Job { conn: Arc::clone(&self.conn), checkout: self.id, kit, wire, plan };
+        let job = Job { conn: Arc::clone(&kit.spare.conn), checkout: self.id, kit, wire, plan };
         // The receiver lives as long as the pool; without it the job, and the connection, is dropped.
         drop(self.pool.inner().janitor.send(job));
     }
@@ -132,7 +136,7 @@ impl Checkout {
     fn check_in(&self, to: Place, resolution: Resolution, now: Moment) {
         let (held, told) = self.pool.ledger().checked_in(self.id, to, resolution, now);
         let sink = &self.pool.inner().sink;
-        sink.emit(Event::CheckedIn { pool: self.pool.inner().key.clone(), held_seconds: held.as_secs_f64() });
+        sink.checked_in(&self.pool.inner().key, held);
         for event in told {
             sink.emit(event);
         }

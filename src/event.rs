@@ -4,6 +4,7 @@
 //! No variant carries SQL, a password, or a cancel key.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -400,4 +401,15 @@ impl Event {
 pub trait Sink: Send + Sync + 'static {
     /// Takes one fact. Must not block on I/O for long and must not panic.
     fn emit(&self, event: Event);
+
+    /// Takes [`Event::CheckedOut`]. For a sink that can do without a fact of its own, as these two are as many as
+    /// there are transactions.
+    fn checked_out(&self, pool: &PoolKey, waited: Duration) {
+        self.emit(Event::CheckedOut { pool: pool.clone(), waited_seconds: waited.as_secs_f64() });
+    }
+
+    /// Takes [`Event::CheckedIn`], likewise.
+    fn checked_in(&self, pool: &PoolKey, held: Duration) {
+        self.emit(Event::CheckedIn { pool: pool.clone(), held_seconds: held.as_secs_f64() });
+    }
 }

@@ -211,9 +211,8 @@ impl WatchedPool {
         tether.activity.begin(now);
         let leash = Leash(Arc::clone(tether));
         self.ledger().checked_out(id, spare.conn.id, Arc::clone(holder), leash, waited, now);
-        let waited_seconds = waited.as_secs_f64();
-        self.0.sink.emit(Event::CheckedOut { pool: self.0.key.clone(), waited_seconds });
-        Checkout { pool: self.clone(), id, conn: Arc::clone(&spare.conn), kit: Some(Kit { spare, slot }) }
+        self.0.sink.checked_out(&self.0.key, waited);
+        Checkout { pool: self.clone(), id, kit: Some(Kit { spare, slot }) }
     }
 
     /// A connection just opened is one of the pool's now.

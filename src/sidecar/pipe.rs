@@ -1,5 +1,6 @@
 //! One direction of a relay: a buffer of fixed size between two sockets. Floor 4.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,6 +10,11 @@ use tokio::io::AsyncWrite;
 
 use crate::switch::Io;
 use crate::wire::frame::{Cut, Cutter, Direction, FrameError};
+
+thread_local! {
+    /// What idle pipes have let go of, for those that are about to be used: at most [`Pipe::SPARES`].
+    static SPARES: RefCell<Vec<(BytesMut, Vec<u8>)>> = const { RefCell::new(Vec::new()) };
+}
 
 /// One direction's bytes: what was put in, what is cleared to go on, then what has not been looked at.
 ///
@@ -33,6 +39,8 @@ impl Pipe {
     const FIRST: usize = 1024;
     /// Room for what is put in, with what goes out behind it.
     const OUT: usize = 256;
+    /// Buffers that a thread keeps for the next who need some. Larger ones are not kept.
+    const SPARES: usize = 16;
 
     /// An empty pipe at a frame boundary.
     pub fn new(direction: Direction) -> Self {
@@ -147,14 +155,32 @@ impl Pipe {
 
     /// Lets go of the memory while nothing waits.
     pub fn shrink(&mut self) {
-        if self.is_empty() {
-            (self.buf, self.out) = (BytesMut::new(), Vec::new());
+        if !self.is_empty() || self.buf.capacity() == 0 {
+            return;
+        }
+        let (mut buf, out) = (std::mem::take(&mut self.buf), std::mem::take(&mut self.out));
+        // All of its room again, and not only what is behind the bytes that have gone.
+        buf.reserve(Self::FIRST);
+        if buf.capacity() <= 2 * Self::FIRST && out.capacity() <= 2 * Self::OUT {
+            SPARES.with_borrow_mut(|spares| {
+                if spares.len() < Self::SPARES {
+                    spares.push((buf, out));
+                }
+            });
         }
     }
 
     /// Reads what is there, into the room there is. 0 is the end. Cancel safe.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, io: &mut Io) -> Poll<io::Result<usize>> {
         let room = Self::CAPACITY - self.buf.len();
+        if self.buf.capacity() == 0
+            && let Some((buf, out)) = SPARES.with_borrow_mut(Vec::pop)
+        {
+            self.buf = buf;
+            if self.out.capacity() == 0 {
+                self.out = out;
+            }
+        }
         if self.buf.capacity() == self.buf.len() {
             self.buf.reserve(if self.buf.is_empty() { Self::FIRST } else { room });
         }
@@ -250,6 +276,50 @@ mod tests {
         assert!(pipe.buf.is_empty() && pipe.is_draining() && !pipe.at_boundary());
         assert!(pipe.poll_drain(&mut cx, &mut io).is_ready());
         assert!(!pipe.is_draining() && pipe.at_boundary());
+    }
+
+    /// What it says, and then the end.
+    struct Says(&'static [u8]);
+
+    impl AsyncRead for Says {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            buf.put_slice(std::mem::take(&mut self.0));
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Says {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn an_idle_pipe_has_no_memory_and_the_next_gets_what_it_had() {
+        let (mut first, mut second) = (Pipe::new(Direction::Frontend), Pipe::new(Direction::Frontend));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let says = |text: &'static [u8]| Io::Tls(Box::new(Says(text)));
+        assert!(first.poll_fill(&mut cx, &mut says(b"Q\0\0\0\x05\0")).is_ready());
+        let memory = first.buf.as_ptr();
+        first.shrink();
+        assert_eq!(first.unseen(), b"Q\0\0\0\x05\0", "it waits to be looked at");
+        first.forget_unseen();
+        first.shrink();
+        assert_eq!(first.buf.capacity(), 0);
+        assert!(second.poll_fill(&mut cx, &mut says(b"S\0\0\0\x04")).is_ready());
+        assert_eq!((second.buf.as_ptr(), second.unseen()), (memory, &b"S\0\0\0\x04"[..]));
     }
 
     #[test]

@@ -184,16 +184,8 @@ impl Meters {
                 meters.closed[*reason as usize].increment(1);
                 meters.lifetime.observe(*age_seconds);
             }
-            Event::CheckedOut { pool, waited_seconds } => {
-                let meters = self.pool(pool);
-                meters.checkouts.increment(1);
-                meters.wait.observe(*waited_seconds);
-            }
-            Event::CheckedIn { pool, held_seconds } => {
-                let meters = self.pool(pool);
-                meters.checkins.increment(1);
-                meters.hold.observe(*held_seconds);
-            }
+            Event::CheckedOut { pool, waited_seconds } => self.checked_out(pool, *waited_seconds),
+            Event::CheckedIn { pool, held_seconds } => self.checked_in(pool, *held_seconds),
             Event::CheckoutTimeout { pool, .. } => self.pool(pool).timeouts.increment(1),
             Event::LeakDetected { pool, reason, .. } => {
                 self.pool(pool).detected[*reason as usize].increment(1)
@@ -219,6 +211,18 @@ impl Meters {
             }
             Event::LabelFolded { label } => self.folded(label, 1),
         }
+    }
+
+    pub(super) fn checked_out(&self, pool: &PoolKey, waited_seconds: f64) {
+        let meters = self.pool(pool);
+        meters.checkouts.increment(1);
+        meters.wait.observe(waited_seconds);
+    }
+
+    pub(super) fn checked_in(&self, pool: &PoolKey, held_seconds: f64) {
+        let meters = self.pool(pool);
+        meters.checkins.increment(1);
+        meters.hold.observe(held_seconds);
     }
 
     fn pool(&self, pool: &PoolKey) -> &PoolMeters {

@@ -27,6 +27,7 @@ use prometheus::proto::MetricFamily;
 
 use crate::clock;
 use crate::event::{Event, Level, Sink};
+use crate::ids::PoolKey;
 use crate::snapshot::Snapshot;
 
 pub use journal::Record;
@@ -106,6 +107,14 @@ impl Sink for Telemetry {
         if event.level() > Level::Debug {
             self.journal.append(event);
         }
+    }
+
+    fn checked_out(&self, pool: &PoolKey, waited: Duration) {
+        self.meters.checked_out(pool, waited.as_secs_f64());
+    }
+
+    fn checked_in(&self, pool: &PoolKey, held: Duration) {
+        self.meters.checked_in(pool, held.as_secs_f64());
     }
 }
 
