@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
-use tokio_postgres::SimpleQueryMessage;
 
-use crate::checkout::Checkout;
 use crate::dial::{is_unreachable, prepare_socket};
 use crate::event::{Event, Refusal};
 use crate::ids::{Holder, PoolKey, SessionId};
@@ -23,13 +21,13 @@ use crate::wire::prepared::Names;
 use crate::wire::reply::{self, SqlState};
 use crate::wire::scram::ScramError;
 use crate::wire::startup::{APPLICATION_NAME, FirstPacket, Startup, StartupError};
-use crate::wire::vars;
 
 use super::Hub;
 use super::auth::Origin;
 use super::cancel::CancelKey;
 use super::entry::{first_packet, prove};
 use super::farewell::{draining, refusal};
+use super::greeting::{give_back, greeting, settings_of};
 use super::pipe::Pipe;
 use super::reader::Reader;
 use super::session::{Place, Session, Shared};
@@ -227,78 +225,10 @@ async fn log_in(
         Some(pool) => pool,
         None => open_pool(hub, &key, &holder, shared).await?,
     };
-    let mut greeting = Vec::with_capacity(512);
-    if startup.needs_negotiation() {
-        let minor = startup.spoken_minor();
-        reply::negotiate_protocol_version(&mut greeting, minor, &startup.unknown_options);
-    }
-    reply::authentication_ok(&mut greeting);
-    let welcome = pool.welcome().unwrap_or_default();
-    startup.spell_name(welcome.get("server_version").map_or("", String::as_str));
-    for (name, reported) in &*welcome {
-        let value = match startup.settings.get(&name.to_ascii_lowercase()) {
-            // The server's report is about pgleash.
-            None if name == APPLICATION_NAME => String::new(),
-            None => reported.clone(),
-            Some(asked) if !is_respelled(name, asked) => asked.clone(),
-            Some(asked) => spell(hub, &pool, (name, asked, reported), &holder, shared).await?,
-        };
-        reply::parameter_status(&mut greeting, name, &value);
-    }
-    reply::backend_key_data(&mut greeting, id.0, shared.key.bytes());
-    reply::ready_for_query(&mut greeting);
+    let greeting = greeting(hub, &pool, startup, &holder, shared).await?;
     caller.io.write_all(&greeting).await?;
     caller.io.flush().await?;
     Ok((pool, holder))
-}
-
-/// Parameters whose values the server spells in its own way, and that drivers decode by.
-const SPELLED: [&str; 3] = ["DateStyle", "client_encoding", "IntervalStyle"];
-
-/// Whether the server may report another value than it was asked for. A name is cut at 63 bytes, and
-/// what is not printable ASCII in it is replaced, in one way or another by the server's version.
-fn is_respelled(name: &str, asked: &str) -> bool {
-    let is_plain = || asked.len() < 64 && asked.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-    SPELLED.contains(&name) || (name == APPLICATION_NAME && !is_plain())
-}
-
-/// How the server spells the value that a client asked for: it is asked once for each value.
-async fn spell(
-    hub: &Hub,
-    pool: &WatchedPool,
-    (name, asked, reported): (&str, &str, &str),
-    holder: &Arc<Holder>,
-    shared: &Arc<Shared>,
-) -> Result<String, Turned> {
-    let bare = |text: &str| text.replace(['-', '_', ' '], "").to_ascii_lowercase();
-    if bare(asked) == bare(reported) {
-        return Ok(reported.to_owned());
-    }
-    let key = (name.to_owned(), asked.to_owned(), reported.to_owned());
-    if let Some(known) = hub.spelling(&key) {
-        return Ok(known);
-    }
-    let checkout = pool.checkout(holder, &shared.tether).await.map_err(Turned::Checkout)?;
-    let answer = checkout.client().simple_query(&vars::spelling(name, asked)).await;
-    give_back(checkout, shared);
-    let rows = answer.map_err(|error| Turned::Checkout(CheckoutError::Upstream(error)))?;
-    let spelled = rows.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-        _ => None,
-    });
-    let spelled = spelled.unwrap_or_else(|| reported.to_owned());
-    hub.learn_spelling(key, &spelled);
-    Ok(spelled)
-}
-
-/// Gives back a connection on which only tokio-postgres has spoken.
-fn give_back(checkout: Checkout, shared: &Shared) {
-    // It is quiet; if it is not, dropping the checkout closes it.
-    if shared.tether.activity.finish().is_ok()
-        && let Ok(wire) = checkout.lend()
-    {
-        checkout.come_home(wire);
-    }
 }
 
 /// Opens the first connection of a pool: only a server that lets us in makes a pool.
@@ -313,14 +243,6 @@ async fn open_pool(
     let pool = hub.enter_pool(pool);
     give_back(checkout, shared);
     Ok(pool)
-}
-
-/// The parameters that follow the client. Without a name of its own it has an empty one, as it would
-/// have with the server, and not ours.
-fn settings_of(startup: &Startup) -> crate::wire::vars::Vars {
-    let mut settings = startup.settings.clone();
-    settings.entry(APPLICATION_NAME.to_owned()).or_default();
-    settings
 }
 
 /// Passes a cancel request on to the server connection that the session has now, if it has one.

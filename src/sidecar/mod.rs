@@ -9,6 +9,7 @@ pub mod ending;
 mod entry;
 pub mod farewell;
 pub mod gate;
+mod greeting;
 pub mod handover;
 mod hosts;
 pub mod http;

@@ -1,0 +1,104 @@
+//! What a client is told that may come in: the server's parameters as it will find them, and its key. Floor 4.
+
+use std::sync::Arc;
+
+use tokio_postgres::SimpleQueryMessage;
+
+use crate::checkout::Checkout;
+use crate::ids::Holder;
+use crate::pool::{CheckoutError, WatchedPool};
+use crate::wire::reply;
+use crate::wire::startup::{APPLICATION_NAME, Startup};
+use crate::wire::vars::{self, Vars};
+
+use super::Hub;
+use super::gate::Turned;
+use super::session::Shared;
+
+/// From AuthenticationOk to the first ReadyForQuery.
+pub(super) async fn greeting(
+    hub: &Hub,
+    pool: &WatchedPool,
+    startup: &mut Startup,
+    holder: &Arc<Holder>,
+    shared: &Arc<Shared>,
+) -> Result<Vec<u8>, Turned> {
+    let mut greeting = Vec::with_capacity(512);
+    if startup.needs_negotiation() {
+        let minor = startup.spoken_minor();
+        reply::negotiate_protocol_version(&mut greeting, minor, &startup.unknown_options);
+    }
+    reply::authentication_ok(&mut greeting);
+    let welcome = pool.welcome().unwrap_or_default();
+    startup.spell_name(welcome.get("server_version").map_or("", String::as_str));
+    for (name, reported) in &*welcome {
+        let value = match startup.settings.get(&name.to_ascii_lowercase()) {
+            // The server's report is about pgleash.
+            None if name == APPLICATION_NAME => String::new(),
+            None => reported.clone(),
+            Some(asked) if !is_respelled(name, asked) => asked.clone(),
+            Some(asked) => spell(hub, pool, (name, asked, reported), holder, shared).await?,
+        };
+        reply::parameter_status(&mut greeting, name, &value);
+    }
+    reply::backend_key_data(&mut greeting, holder.session.0, shared.key.bytes());
+    reply::ready_for_query(&mut greeting);
+    Ok(greeting)
+}
+
+/// The parameters that follow the client. Without a name of its own it has an empty one, as it would
+/// have with the server, and not ours.
+pub(super) fn settings_of(startup: &Startup) -> Vars {
+    let mut settings = startup.settings.clone();
+    settings.entry(APPLICATION_NAME.to_owned()).or_default();
+    settings
+}
+
+/// Parameters whose values the server spells in its own way, and that drivers decode by.
+const SPELLED: [&str; 3] = ["DateStyle", "client_encoding", "IntervalStyle"];
+
+/// Whether the server may report another value than it was asked for. A name is cut at 63 bytes, and
+/// what is not printable ASCII in it is replaced, in one way or another by the server's version.
+fn is_respelled(name: &str, asked: &str) -> bool {
+    let is_plain = || asked.len() < 64 && asked.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    SPELLED.contains(&name) || (name == APPLICATION_NAME && !is_plain())
+}
+
+/// How the server spells the value that a client asked for: it is asked once for each value.
+async fn spell(
+    hub: &Hub,
+    pool: &WatchedPool,
+    (name, asked, reported): (&str, &str, &str),
+    holder: &Arc<Holder>,
+    shared: &Arc<Shared>,
+) -> Result<String, Turned> {
+    let bare = |text: &str| text.replace(['-', '_', ' '], "").to_ascii_lowercase();
+    if bare(asked) == bare(reported) {
+        return Ok(reported.to_owned());
+    }
+    let key = (name.to_owned(), asked.to_owned(), reported.to_owned());
+    if let Some(known) = hub.spelling(&key) {
+        return Ok(known);
+    }
+    let checkout = pool.checkout(holder, &shared.tether).await.map_err(Turned::Checkout)?;
+    let answer = checkout.client().simple_query(&vars::spelling(name, asked)).await;
+    give_back(checkout, shared);
+    let rows = answer.map_err(|error| Turned::Checkout(CheckoutError::Upstream(error)))?;
+    let spelled = rows.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    let spelled = spelled.unwrap_or_else(|| reported.to_owned());
+    hub.learn_spelling(key, &spelled);
+    Ok(spelled)
+}
+
+/// Gives back a connection on which only tokio-postgres has spoken.
+pub(super) fn give_back(checkout: Checkout, shared: &Shared) {
+    // It is quiet; if it is not, dropping the checkout closes it.
+    if shared.tether.activity.finish().is_ok()
+        && let Ok(wire) = checkout.lend()
+    {
+        checkout.come_home(wire);
+    }
+}
