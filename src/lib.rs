@@ -7,7 +7,7 @@
 //! 1. [`activity`], [`history`], [`ledger`], [`judge`], [`forecast`], [`wire::pulse`]: every checkout and its one
 //!    state; evidence in, verdict out. No clock, no I/O, no async, no logging.
 //! 2. [`clock`], [`telemetry`]: the one clock; facts to counters and log lines, snapshots to gauges.
-//! 3. [`dial`], [`switch`], [`conn`], [`slots`], [`valve`], [`pool`], [`queue`], [`rack`], [`opening`], [`checkout`], [`janitor`], [`probe`], [`survey`], [`keeper`]: connections, their
+//! 3. [`dial`], [`switch`], [`conn`], [`slots`], [`valve`], [`pool`], [`queue`], [`rack`], [`opening`], [`checkout`], [`errand`], [`janitor`], [`probe`], [`survey`], [`keeper`]: connections, their
 //!    lending, and the one task that carries out verdicts.
 //! 4. [`config`], [`tls`], [`check`], [`healthcheck`], [`drill`], [`report`], [`sidecar`]: what a user meets.
 
@@ -19,6 +19,7 @@ pub mod config;
 pub mod conn;
 pub mod dial;
 pub mod drill;
+pub mod errand;
 pub mod event;
 pub mod fingerprint;
 pub mod forecast;

@@ -35,6 +35,7 @@ use crate::snapshot::PoolSnapshot;
 use crate::survey::Survey;
 use crate::valve::{Flow, Valve};
 use crate::wire::prepared::Library;
+use crate::wire::vars::{Taken, Vars};
 
 pub use crate::dial::describe;
 
@@ -89,6 +90,8 @@ pub(crate) struct Inner {
     library: Arc<Library>,
     pub(crate) janitor: mpsc::UnboundedSender<Job>,
     welcome: ArcSwapOption<BTreeMap<String, String>>,
+    /// What clients have asked for at their logins that the server took.
+    taken: Mutex<Taken>,
 }
 
 /// Why there is no connection for a client.
@@ -157,6 +160,7 @@ impl WatchedPool {
             library: Arc::default(),
             janitor,
             welcome: ArcSwapOption::empty(),
+            taken: Mutex::default(),
             key,
             policy,
             valve,
@@ -232,6 +236,21 @@ impl WatchedPool {
         self.0.welcome.load_full()
     }
 
+    /// The version that the server reported; empty before its first connection.
+    pub fn server_version(&self) -> String {
+        self.welcome().and_then(|welcome| welcome.get("server_version").cloned()).unwrap_or_default()
+    }
+
+    /// Whether the server has taken these parameters before.
+    pub fn takes(&self, vars: &Vars) -> bool {
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner).has(vars)
+    }
+
+    /// The server has taken these parameters.
+    pub fn has_taken(&self, vars: Vars) {
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner).add(vars);
+    }
+
     /// Which (database, user) it serves.
     pub fn key(&self) -> &PoolKey {
         &self.0.key
@@ -265,6 +284,7 @@ impl WatchedPool {
     /// From now on connections go to this server; those that went elsewhere are closed as they come home.
     pub fn retarget(&self, target: &Target) {
         self.0.target.store(Arc::new(target.for_login(&self.0.key.database, &self.0.key.user)));
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = Taken::default();
     }
 
     /// Whether a connection that nobody uses may stay in the pool.

@@ -221,8 +221,9 @@ fn asks(conn: &ServerConn, now: Moment) -> bool {
     conn.target.attrs.may_change() && now.since(asked) >= FITTED
 }
 
-/// A connection that said something while it was idle may be sound: one round trip tells.
-async fn settle(object: &ClientWrapper) -> bool {
+/// A connection that has said something unasked, or an error that is not all it has to say, may be sound: one
+/// round trip tells.
+pub(crate) async fn settle(object: &ClientWrapper) -> bool {
     let asked = tokio::time::timeout(Policy::RESET_DEADLINE, object.batch_execute("")).await;
     matches!(asked, Ok(Ok(())))
 }

@@ -1,8 +1,8 @@
 //! Every server connection and every checkout of one pool, each in one state. Floor 1.
 //!
-//! A connection is `Idle → Lent → (Recycling →) Idle`, and ends from any of them; a checkout is
-//! `Held ⇄ Suspect → Reclaiming`, and ends from any of them. `transition` is the one place
-//! where a connection's state and the counts change, together.
+//! A connection is `Idle → Lent → (Recycling →) Idle`, or `Idle → Recycling → Idle` for pgleash itself, and ends
+//! from any of them; a checkout is `Held ⇄ Suspect → Reclaiming`, and ends from any of them. `transition` is the
+//! one place where a connection's state and the counts change, together.
 
 mod peaks;
 mod show;
@@ -32,11 +32,11 @@ pub use self::waits::{Running, Waiting};
 /// Where a live server connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In the pool. Goes to `Lent`, or is closed.
+    /// In the pool. Goes to `Lent`, to `Recycling` when pgleash itself uses it, or is closed.
     Idle,
     /// With a holder. Goes to `Idle` when it comes home quiet, to `Recycling` otherwise.
     Lent(CheckoutId),
-    /// Being reset or closed. Goes to `Idle`, or is closed.
+    /// Being reset or closed, or used by pgleash itself. Goes to `Idle`, or is closed.
     Recycling,
 }
 
@@ -314,6 +314,11 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         }
         self.transition(checkout.conn, to, now);
         (held, told)
+    }
+
+    /// An idle connection is used by pgleash itself; [`Ledger::recycled`] follows.
+    pub fn sent(&mut self, conn: ConnId, now: Moment) {
+        self.transition(conn, Place::Recycling, now);
     }
 
     /// A recycled connection is ready to be lent again.

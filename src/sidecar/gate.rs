@@ -27,10 +27,11 @@ use super::auth::Origin;
 use super::cancel::CancelKey;
 use super::entry::{first_packet, prove};
 use super::farewell::{draining, refusal};
-use super::greeting::{give_back, greeting, settings_of};
+use super::greeting::{greeting, settings_of};
 use super::pipe::Pipe;
 use super::reader::Reader;
 use super::session::{Place, Session, Shared};
+use super::trial;
 
 /// How long a client may take to say who it is, and to prove it.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,6 +92,11 @@ pub(super) enum Turned {
     TooManyPools,
     TooManyCancels,
     Draining,
+    /// The server refuses a parameter, which it names if it can.
+    Parameters {
+        name: String,
+        error: CheckoutError,
+    },
     Checkout(CheckoutError),
 }
 
@@ -223,8 +229,10 @@ async fn log_in(
     let key = PoolKey::new(&startup.database, &startup.user);
     let pool = match hub.known_pool(&key) {
         Some(pool) => pool,
-        None => open_pool(hub, &key, &holder, shared).await?,
+        None => open_pool(hub, &key, &holder).await?,
     };
+    startup.spell_name(&pool.server_version());
+    trial::hear(hub, &pool, startup, &holder).await?;
     let greeting = greeting(hub, &pool, startup, &holder, shared).await?;
     caller.io.write_all(&greeting).await?;
     caller.io.flush().await?;
@@ -232,16 +240,11 @@ async fn log_in(
 }
 
 /// Opens the first connection of a pool: only a server that lets us in makes a pool.
-async fn open_pool(
-    hub: &Arc<Hub>,
-    key: &PoolKey,
-    holder: &Arc<Holder>,
-    shared: &Arc<Shared>,
-) -> Result<WatchedPool, Turned> {
+async fn open_pool(hub: &Arc<Hub>, key: &PoolKey, holder: &Arc<Holder>) -> Result<WatchedPool, Turned> {
     let pool = hub.new_pool(key).ok_or(Turned::TooManyPools)?;
-    let checkout = pool.checkout(holder, &shared.tether).await.map_err(Turned::Checkout)?;
+    let errand = pool.errand(holder).await.map_err(Turned::Checkout)?;
     let pool = hub.enter_pool(pool);
-    give_back(checkout, shared);
+    errand.come_home().await;
     Ok(pool)
 }
 
@@ -298,6 +301,7 @@ async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
         }
         Turned::TooManyCancels => (Refusal::TooManyClients, None),
         Turned::Draining => (Refusal::Draining, Some(draining())),
+        Turned::Parameters { error, .. } => (Refusal::Login, Some(refusal(error))),
         Turned::Checkout(error) => {
             let reason = match error {
                 CheckoutError::Upstream(error) if !is_unreachable(error) => Refusal::Login,
@@ -338,6 +342,14 @@ impl fmt::Display for Turned {
             Turned::TooManyPools => f.write_str("too many different databases and users through one pgleash"),
             Turned::TooManyCancels => f.write_str("too many cancel requests at one time"),
             Turned::Draining => f.write_str("pgleash is draining"),
+            // Not in the server's words, which hold the value.
+            Turned::Parameters { name, error } => {
+                let code = match error {
+                    CheckoutError::Upstream(error) => error.code().map_or("", |code| code.code()),
+                    _ => "",
+                };
+                write!(f, "the server refuses a parameter of the login: {name:?} ({code})")
+            }
             Turned::Checkout(CheckoutError::Upstream(error)) => f.write_str(&describe(error)),
             Turned::Checkout(error) => error.fmt(f),
         }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::checkout::Checkout;
 use crate::ids::Holder;
+use crate::policy::Policy;
 use crate::pool::{CheckoutError, WatchedPool};
 use crate::wire::reply;
 use crate::wire::startup::{APPLICATION_NAME, Startup};
@@ -19,9 +19,9 @@ use super::session::Shared;
 pub(super) async fn greeting(
     hub: &Hub,
     pool: &WatchedPool,
-    startup: &mut Startup,
+    startup: &Startup,
     holder: &Arc<Holder>,
-    shared: &Arc<Shared>,
+    shared: &Shared,
 ) -> Result<Vec<u8>, Turned> {
     let mut greeting = Vec::with_capacity(512);
     if startup.needs_negotiation() {
@@ -30,14 +30,13 @@ pub(super) async fn greeting(
     }
     reply::authentication_ok(&mut greeting);
     let welcome = pool.welcome().unwrap_or_default();
-    startup.spell_name(welcome.get("server_version").map_or("", String::as_str));
     for (name, reported) in &*welcome {
         let value = match startup.settings.get(&name.to_ascii_lowercase()) {
             // The server's report is about pgleash.
             None if name == APPLICATION_NAME => String::new(),
             None => reported.clone(),
             Some(asked) if !is_respelled(name, asked) => asked.clone(),
-            Some(asked) => spell(hub, pool, (name, asked, reported), holder, shared).await?,
+            Some(asked) => spell(hub, pool, (name, asked, reported), holder).await?,
         };
         reply::parameter_status(&mut greeting, name, &value);
     }
@@ -70,19 +69,19 @@ async fn spell(
     pool: &WatchedPool,
     (name, asked, reported): (&str, &str, &str),
     holder: &Arc<Holder>,
-    shared: &Arc<Shared>,
 ) -> Result<String, Turned> {
-    let bare = |text: &str| text.replace(['-', '_', ' '], "").to_ascii_lowercase();
-    if bare(asked) == bare(reported) {
+    if is_alike(asked, reported) {
         return Ok(reported.to_owned());
     }
     let key = (name.to_owned(), asked.to_owned(), reported.to_owned());
     if let Some(known) = hub.spelling(&key) {
         return Ok(known);
     }
-    let checkout = pool.checkout(holder, &shared.tether).await.map_err(Turned::Checkout)?;
-    let answer = checkout.client().simple_query(&vars::spelling(name, asked)).await;
-    give_back(checkout, shared);
+    let errand = pool.errand(holder).await.map_err(Turned::Checkout)?;
+    let question = vars::spelling(name, asked);
+    let asking = tokio::time::timeout(Policy::RESET_DEADLINE, errand.client().simple_query(&question));
+    let answer = asking.await.map_err(|_| Turned::Checkout(CheckoutError::Stalled))?;
+    errand.come_home().await;
     let rows = answer.map_err(|error| Turned::Checkout(CheckoutError::Upstream(error)))?;
     let spelled = rows.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
@@ -93,12 +92,8 @@ async fn spell(
     Ok(spelled)
 }
 
-/// Gives back a connection on which only tokio-postgres has spoken.
-pub(super) fn give_back(checkout: Checkout, shared: &Shared) {
-    // It is quiet; if it is not, dropping the checkout closes it.
-    if shared.tether.activity.finish().is_ok()
-        && let Ok(wire) = checkout.lend()
-    {
-        checkout.come_home(wire);
-    }
+/// Whether the server reports a value that it was asked for in this spelling.
+pub(super) fn is_alike(asked: &str, reported: &str) -> bool {
+    let bare = |text: &str| text.replace(['-', '_', ' '], "").to_ascii_lowercase();
+    bare(asked) == bare(reported)
 }

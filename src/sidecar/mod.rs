@@ -24,6 +24,7 @@ pub mod reload;
 mod room;
 pub mod session;
 mod stream;
+mod trial;
 pub mod words;
 
 use std::fmt;

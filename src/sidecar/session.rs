@@ -18,6 +18,7 @@ use crate::ids::{Holder, Moment, SessionId};
 use crate::janitor::Plan;
 use crate::policy::PoolMode;
 use crate::pool::{CheckoutError, WatchedPool};
+use crate::queue::settle;
 use crate::switch::{Io, Wire};
 use crate::wire::frame::Direction;
 use crate::wire::prepared::Names;
@@ -33,7 +34,7 @@ use super::pipe::Pipe;
 use super::reader::{Reader, Said};
 use super::relay::{Relay, wanted_up};
 use super::words::Words;
-use parameters::set_parameters;
+pub(super) use parameters::set_parameters;
 
 /// What the rest of the process can reach of a session.
 pub struct Shared {
@@ -174,10 +175,10 @@ impl Session {
                 }
             }
         };
-        if let Err(error) = set_parameters(&checkout, &self.vars).await {
+        if let Err(error) = set_parameters(checkout.conn(), checkout.client(), &self.vars).await {
             // A value that the server refused is the client's fault, not the connection's.
             let refused = matches!(&error, CheckoutError::Upstream(error) if error.as_db_error().is_some());
-            let wire = if refused { checkout.lend().ok() } else { None };
+            let wire = if refused && settle(checkout.client()).await { checkout.lend().ok() } else { None };
             let plan = if wire.is_some() { Plan::Reset } else { Plan::Close };
             checkout.recycle(wire, plan, Resolution::Returned, None);
             return Err(error);
@@ -205,7 +206,8 @@ impl Session {
                 End::Reset => {
                     words.restored();
                     checkout.conn().switch.give_back(wire);
-                    if let Err(error) = Box::pin(set_parameters(&checkout, &self.vars)).await {
+                    let setting = set_parameters(checkout.conn(), checkout.client(), &self.vars);
+                    if let Err(error) = Box::pin(setting).await {
                         checkout.recycle(None, Plan::Close, Resolution::Disconnected, None);
                         Box::pin(self.refuse(&error)).await;
                         return false;

@@ -1,6 +1,6 @@
 //! Run-time parameters that follow a client from server connection to server connection. Floor 0.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 
 /// Parameters by lower-case name.
@@ -31,6 +31,33 @@ pub fn meaning(vars: &Vars) -> String {
         let _ = write!(all, "{name}={}:{value};", value.len());
     }
     all
+}
+
+/// Sets of parameters that a server has taken; so many of those that came last are remembered.
+#[derive(Debug, Default)]
+pub struct Taken(VecDeque<Vars>);
+
+impl Taken {
+    /// How many.
+    const MOST: usize = 64;
+
+    /// Whether these were taken. They come last.
+    pub fn has(&mut self, vars: &Vars) -> bool {
+        let Some(known) = self.0.iter().position(|known| known == vars).and_then(|at| self.0.remove(at))
+        else {
+            return false;
+        };
+        self.0.push_front(known);
+        true
+    }
+
+    /// These were taken.
+    pub fn add(&mut self, vars: Vars) {
+        if !self.has(&vars) {
+            self.0.push_front(vars);
+            self.0.truncate(Self::MOST);
+        }
+    }
 }
 
 /// Which of the parameters that can be followed a server reports.
@@ -220,6 +247,17 @@ mod tests {
                  pg_catalog.set_config('search_path','a, b',false)"
             )
         );
+    }
+
+    #[test]
+    fn what_was_taken_last_is_remembered() {
+        let mut taken = Taken::default();
+        let set = |n: usize| vars(&[("work_mem", &format!("{n}MB"))]);
+        (0..=Taken::MOST).for_each(|n| taken.add(set(n)));
+        assert!(!taken.has(&set(0)) && taken.has(&set(1)));
+        taken.add(set(0));
+        assert!(taken.has(&set(1)) && !taken.has(&set(2)), "what is asked for stays");
+        assert_eq!(taken.0.len(), Taken::MOST);
     }
 
     #[test]

@@ -32,6 +32,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("checkout", 3),
     ("conn", 3),
     ("dial", 3),
+    ("errand", 3),
     ("janitor", 3),
     ("keeper", 3),
     ("opening", 3),

@@ -35,6 +35,8 @@ enum Step {
     Suppress(Index),
     CheckIn(Index, CheckIn),
     Recycle(Index),
+    /// On an errand of pgleash's own.
+    Send,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => which().prop_map(Step::Suppress),
         3 => (which(), prop::sample::select(ends)).prop_map(|(which, end)| Step::CheckIn(which, end)),
         2 => which().prop_map(Step::Recycle),
+        1 => Just(Step::Send),
     ]
 }
 
@@ -185,6 +188,12 @@ impl World {
             Step::CheckIn(which, end) => {
                 if let Some(at) = pick(&self.out, which) {
                     self.check_in(at, end);
+                }
+            }
+            Step::Send => {
+                if let Some(conn) = self.idle.pop() {
+                    self.ledger.sent(conn, self.now);
+                    self.recycling.push(conn);
                 }
             }
             Step::Recycle(which) => {

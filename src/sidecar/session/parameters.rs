@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::checkout::Checkout;
+use deadpool_postgres::ClientWrapper;
+
 use crate::conn::ServerConn;
 use crate::policy::Policy;
 use crate::pool::CheckoutError;
@@ -45,11 +46,15 @@ impl Session {
 }
 
 /// Sets a client's parameters on a connection whose wire is at home, if they are not.
-pub async fn set_parameters(checkout: &Checkout, vars: &Arc<Vars>) -> Result<(), CheckoutError> {
-    let Some(sql) = checkout.conn().change_to(vars) else { return Ok(()) };
-    let setting = tokio::time::timeout(Policy::RESET_DEADLINE, checkout.client().batch_execute(&sql));
+pub async fn set_parameters(
+    conn: &ServerConn,
+    client: &ClientWrapper,
+    vars: &Arc<Vars>,
+) -> Result<(), CheckoutError> {
+    let Some(sql) = conn.change_to(vars) else { return Ok(()) };
+    let setting = tokio::time::timeout(Policy::RESET_DEADLINE, client.batch_execute(&sql));
     match setting.await {
-        Ok(Ok(())) => checkout.conn().set_applied(vars),
+        Ok(Ok(())) => conn.set_applied(vars),
         Ok(Err(error)) => return Err(CheckoutError::Upstream(error)),
         Err(_) => return Err(CheckoutError::Stalled),
     }

@@ -1,0 +1,78 @@
+//! A server connection that pgleash itself has something to ask on: nobody's checkout, and counted as none. Floor 3.
+
+use deadpool_postgres::ClientWrapper;
+
+use crate::checkout::Kit;
+use crate::clock;
+use crate::conn::ServerConn;
+use crate::event::CloseReason;
+use crate::ids::Holder;
+use crate::pool::{CheckoutError, WatchedPool};
+use crate::queue::settle;
+use crate::rack::Spare;
+
+/// A connection on an errand; its wire stays at home. Dropping it closes the connection.
+pub struct Errand {
+    pool: WatchedPool,
+    kit: Option<Kit>,
+}
+
+impl WatchedPool {
+    /// Waits for a slot and a connection as [`WatchedPool::checkout`] does, on behalf of this client.
+    ///
+    /// Cancel safe: a dropped call gives its slot and its connection back.
+    ///
+    /// # Errors
+    /// See [`CheckoutError`]. Nothing is held then.
+    ///
+    /// # Panics
+    /// In a task that does not run under [`crate::pool::borrower`].
+    pub async fn errand(&self, holder: &Holder) -> Result<Errand, CheckoutError> {
+        let began = clock::now();
+        let (slot, since) = self.slot(holder, began).await?;
+        let spare = self.connection(began, since).await?;
+        self.ledger().sent(spare.conn.id, clock::now());
+        Ok(Errand { pool: self.clone(), kit: Some(Kit { spare, slot }) })
+    }
+}
+
+impl Errand {
+    /// The connection.
+    pub fn conn(&self) -> &ServerConn {
+        &self.spare().conn
+    }
+
+    /// The SQL side.
+    pub fn client(&self) -> &ClientWrapper {
+        &self.spare().object
+    }
+
+    fn spare(&self) -> &Spare {
+        &self.kit.as_ref().expect("present until the errand is consumed").spare
+    }
+
+    /// Gives the connection back as it is; closes it if it does not become quiet.
+    pub async fn come_home(mut self) {
+        let is_quiet = || self.conn().switch.is_quiet_at_home();
+        // tokio-postgres tells an error as soon as it has come, and reads the rest later.
+        let quiet = is_quiet() || (settle(self.client()).await && is_quiet());
+        let Some(kit) = self.kit.take() else { return };
+        let now = clock::now();
+        match if quiet { self.pool.keeps(&kit.spare.conn, now) } else { Err(CloseReason::Unclean) } {
+            Err(reason) => self.pool.discard(kit.spare, reason),
+            Ok(()) => {
+                self.pool.ledger().recycled(kit.spare.conn.id, now);
+                self.pool.inner().rack.put(kit.spare);
+            }
+        }
+        drop(kit.slot);
+    }
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        let Some(kit) = self.kit.take() else { return };
+        self.pool.discard(kit.spare, CloseReason::Unclean);
+        drop(kit.slot);
+    }
+}
