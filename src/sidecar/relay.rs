@@ -267,7 +267,7 @@ impl<'a> Relay<'a> {
             if self.words.pinned().is_none() && self.up.unseen().is_empty() {
                 return Some(End::Quiet);
             }
-            if !self.words.resets().is_empty() {
+            if self.words.owes_own() {
                 return Some(End::Reset);
             }
             if self.orders.is_draining() {

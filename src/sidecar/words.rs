@@ -3,6 +3,7 @@
 mod follow;
 
 use crate::policy::PoolMode;
+use crate::wire::assign::Assigned;
 use crate::wire::frame::Frame;
 use crate::wire::pin::{Pin, Pins};
 use crate::wire::scan::{Scanner, Word};
@@ -29,6 +30,8 @@ pub struct Words {
     resets: Resets,
     applied: Applied,
     follow: Follow,
+    /// Parameters that were set back and followed: the client's own value is due, if it has one.
+    back: Vec<String>,
 }
 
 /// What statements end: pins, and values that parameters were set to.
@@ -79,6 +82,7 @@ impl Words {
             resets: Resets::default(),
             applied: Applied::Known,
             follow: Follow::default(),
+            back: Vec::new(),
         }
     }
 
@@ -103,7 +107,7 @@ impl Words {
             b'B' if !self.unnamed.is_empty() => {
                 let name = memchr::memchr(0, frame.body).and_then(|end| frame.body.get(end + 1));
                 let unnamed = std::mem::take(&mut self.unnamed);
-                if name == Some(&0) {
+                if name == Some(&0) && !self.follow.spares() {
                     self.ask(&unnamed);
                 }
             }
@@ -128,7 +132,9 @@ impl Words {
         let found = scanner.finish();
         let ends = Ends { pins: found.releases, resets: found.resets, sets: found.sets };
         if tag == b'Q' {
-            self.ask(&ends);
+            if !self.follow.spares() {
+                self.ask(&ends);
+            }
             self.pin(found.pins);
             return Pins::default();
         }
@@ -146,15 +152,22 @@ impl Words {
             return;
         }
         self.asked.join(ends);
-        ends.sets.iter().for_each(|set| self.ended.resets.remove(set.text()));
+        if let Some(set) = &ends.sets {
+            self.ended.resets.remove(set.text());
+            self.back.retain(|name| name != set.text());
+        }
     }
 
-    /// What was set is not known.
+    /// What was set may not be known.
     fn settle_setting(&mut self, outcome: Outcome) {
-        if outcome == Outcome::Lost {
-            self.pinned.add(Pin::Setting);
-            self.fresh.add(Pin::Setting);
+        match outcome {
+            Outcome::Known | Outcome::Reset => return,
+            Outcome::Lost => {}
+            Outcome::LostReset(name) => self.asked.resets.add(&name),
+            Outcome::LostDone(name) => self.ended.resets.add(&name),
         }
+        self.pinned.add(Pin::Setting);
+        self.fresh.add(Pin::Setting);
     }
 
     /// The server is ready for the next; whether no transaction is open.
@@ -163,9 +176,22 @@ impl Words {
         self.settle_setting(outcome);
     }
 
-    /// Parameters that the client has set for good, which the server does not report.
-    pub fn take_set(&mut self) -> Vec<(String, String)> {
-        self.follow.take()
+    /// Parameters that the client has set, or set back, for good, which the server does not report.
+    pub fn take_set(&mut self) -> Vec<Assigned> {
+        let set = self.follow.take();
+        for (name, value) in &set {
+            self.back.retain(|known| known != name);
+            if value.is_none() {
+                self.back.push(name.clone());
+                continue;
+            }
+            // What was reset before is not any more.
+            self.resets.remove(name);
+            if self.resets.has(name) {
+                self.applied = Applied::Doubtful;
+            }
+        }
+        set
     }
 
     /// What runs from now on leaves this behind.
@@ -179,8 +205,10 @@ impl Words {
     pub fn completed(&mut self, tag: &[u8]) {
         let these = |pins: &[Pin]| pins.iter().fold(Pins::default(), |all, pin| all.and(Pins::of(*pin)));
         let tag = tag.strip_suffix(&[0]).unwrap_or(tag);
-        let outcome = self.follow.completed(tag);
-        self.settle_setting(outcome);
+        match self.follow.completed(tag) {
+            Outcome::Reset => return,
+            outcome => self.settle_setting(outcome),
+        }
         let pins = match tag {
             b"DISCARD ALL" => Pins::ALL.without(Pins::of(Pin::SessionMode)),
             b"DISCARD TEMP" => Pins::of(Pin::TempTable),
@@ -241,6 +269,16 @@ impl Words {
         &self.resets
     }
 
+    /// Which parameters of those that are followed it has set back.
+    pub fn set_back(&self) -> &[String] {
+        &self.back
+    }
+
+    /// Whether values of the client's own are due, of what it has set back.
+    pub fn owes_own(&self) -> bool {
+        !self.resets.is_empty() || !self.back.is_empty()
+    }
+
     /// Whether it is uncertain what is set on the connection.
     pub fn is_doubtful(&self) -> bool {
         self.applied == Applied::Doubtful
@@ -249,6 +287,7 @@ impl Words {
     /// The client's own parameters have been set again.
     pub fn restored(&mut self) {
         (self.resets, self.applied) = (Resets::default(), Applied::Known);
+        self.back.clear();
     }
 
     /// Whether what a text means to the server is told by the session's parameters alone.

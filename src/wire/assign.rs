@@ -1,8 +1,9 @@
-//! `SET name = value` as a whole statement, of which the value can be set elsewhere. Floor 0.
+//! `SET name = value`, or `RESET name`, as a whole statement that can be repeated elsewhere. Floor 0.
 
 /// Parameters whose value in a SET is not what `set_config` takes for the same: lists of names (`GUC_LIST_QUOTE`),
 /// and words that look like parameters ("SET", "SET ROLE", "SET TRANSACTION").
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 12] = [
+    "all",
     "constraints",
     "local",
     "local_preload_libraries",
@@ -19,23 +20,34 @@ const OTHERS: [&str; 11] = [
 /// No longer text is looked at, in bytes.
 pub const LONGEST: usize = 256;
 
-/// The parameter, in lower case, and its new value, if the text is nothing but `SET [SESSION] name {= | TO} value`
-/// with one plain value: a number, a word, or a literal without a quote or a backslash in it.
+/// A parameter, in lower case, and its new value; `None` if it is set back to the default.
+pub type Assigned = (String, Option<String>);
+
+/// What a text does that is nothing but `SET [SESSION] name {= | TO} value` with one plain value (a number, a word,
+/// `DEFAULT`, or a literal without a quote or a backslash in it), or `RESET name`.
 ///
 /// A name with a dot is left out: what an extension, or a policy on rows, makes of it is not known.
-pub fn assigned(sql: &[u8]) -> Option<(String, String)> {
+pub fn assigned(sql: &[u8]) -> Option<Assigned> {
     let sql = std::str::from_utf8(sql).ok().filter(|sql| sql.len() <= LONGEST)?.trim();
     let sql = sql.strip_suffix(';').unwrap_or(sql).trim_end();
+    if let Some(name) = after(sql, "reset") {
+        return name.chars().all(is_word).then(|| name_of(name)).flatten().map(|name| (name, None));
+    }
     let rest = after(sql, "set")?;
     let rest = after(rest, "session").unwrap_or(rest);
     let end = rest.find(|letter: char| !is_word(letter))?;
-    let (name, rest) = (rest[..end].to_ascii_lowercase(), rest[end..].trim_start());
+    let (name, rest) = (name_of(&rest[..end])?, rest[end..].trim_start());
     let value = rest.strip_prefix('=').map(str::trim_start).or_else(|| after(rest, "to"))?;
+    let value = if value.eq_ignore_ascii_case("default") { None } else { Some(plain(value)?) };
+    Some((name, value))
+}
+
+/// The parameter of this name, if it is like others.
+fn name_of(word: &str) -> Option<String> {
+    let name = word.to_ascii_lowercase();
     let starts = name.starts_with(|letter: char| !letter.is_ascii_digit());
-    if !starts || name.starts_with("transaction") || OTHERS.contains(&name.as_str()) {
-        return None;
-    }
-    Some((name, plain(value)?))
+    let is_like_others = !name.starts_with("transaction") && !OTHERS.contains(&name.as_str());
+    (starts && is_like_others).then_some(name)
 }
 
 /// What follows this word and white space.
@@ -70,13 +82,22 @@ mod tests {
     #[test]
     fn a_plain_value_is_read_as_the_server_reads_it() {
         let read = |sql: &str| assigned(sql.as_bytes());
-        let is = |name: &str, value: &str| Some((name.to_owned(), value.to_owned()));
+        let is = |name: &str, value: &str| Some((name.to_owned(), Some(value.to_owned())));
         assert_eq!(read("SET extra_float_digits = 3"), is("extra_float_digits", "3"));
         assert_eq!(read(" set session Statement_Timeout to '5s' ;"), is("statement_timeout", "5s"));
         assert_eq!(read("SET work_mem='64MB'"), is("work_mem", "64MB"));
         assert_eq!(read("SET enable_seqscan TO OFF"), is("enable_seqscan", "off"));
         assert_eq!(read("SET seq_page_cost = -1.5"), is("seq_page_cost", "-1.5"));
         assert_eq!(read("SET lock_timeout TO'1s'"), is("lock_timeout", "1s"));
+        let default = Some(("work_mem".to_owned(), None));
+        for sql in [
+            "RESET work_mem",
+            " reset\nWork_Mem ; ",
+            "SET work_mem = DEFAULT",
+            "set session work_mem to default",
+        ] {
+            assert_eq!(read(sql), default, "{sql}");
+        }
     }
 
     #[test]
@@ -86,7 +107,18 @@ mod tests {
             "SET app.tenant = '42'",
             "SET \"work_mem\" = 1",
             "SET LOCAL work_mem = 1",
-            "SET work_mem = DEFAULT",
+            "SET work_mem = LOCAL",
+            "RESET",
+            "RESET ALL",
+            "RESET ROLE",
+            "RESET TIME ZONE",
+            "RESET SESSION AUTHORIZATION",
+            "RESET search_path",
+            "RESET app.tenant",
+            "RESET \"work_mem\"",
+            "RESET work_mem; RESET lock_timeout",
+            "RESET work_mem -- all of it",
+            "RESETwork_mem",
             "SET work_mem = '1' || '2'",
             "SET work_mem = 1, 2",
             "SET work_mem = 'it''s'",

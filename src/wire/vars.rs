@@ -152,7 +152,7 @@ impl Resets {
     }
 
     /// Whether a parameter is among them.
-    fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         let first = name.split('.').next().unwrap_or(name);
         let first = first.get(..Self::CUT).unwrap_or(first);
         let is_in = |names: &[String]| names.iter().any(|known| known.eq_ignore_ascii_case(first));

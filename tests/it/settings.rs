@@ -49,10 +49,16 @@ async fn a_set_goes_with_its_client() {
         assert_eq!(scene.one.one("SHOW work_mem").await, "6MB");
         assert_eq!(scene.one.one("SHOW statement_timeout").await, "4321ms");
     }
-    // A RESET pins until all is reset.
+    // A RESET takes it back, and touches nothing else.
+    assert_eq!(tags(&scene.two.query("SET work_mem = '7MB'").await), "CZ");
     assert_eq!(tags(&scene.one.query("RESET work_mem").await), "CZ");
-    assert_eq!(scene.one.one("SHOW work_mem").await, default);
-    assert_eq!(scene.one.one("SHOW statement_timeout").await, "4321ms");
+    for _ in 0..2 {
+        assert_eq!(scene.one.one("SHOW work_mem").await, default);
+        assert_eq!(scene.one.one("SHOW statement_timeout").await, "4321ms");
+        assert_eq!(scene.two.one("SHOW work_mem").await, "7MB");
+    }
+    assert_eq!(tags(&scene.two.query("SET work_mem TO DEFAULT").await), "CZ");
+    assert_eq!(scene.two.one("SHOW work_mem").await, default);
     assert!(tags(&scene.one.query("DISCARD ALL").await).ends_with('Z'));
     assert_eq!(scene.two.one("SHOW statement_timeout").await, "0");
     assert_eq!(scene.one.one("SHOW statement_timeout").await, "0");
@@ -93,6 +99,51 @@ async fn a_set_whose_batch_fails_is_not_set() {
     assert_eq!(scene.one.one("SHOW work_mem").await, shown);
     assert_eq!(scene.two.one("SHOW work_mem").await, shown);
     scene.end().await;
+}
+
+/// It goes back to what the client logged in with.
+#[tokio::test]
+async fn a_reset_goes_back_to_the_login() {
+    let mut scene = Scene::new().await;
+    let mut mine = enter(&scene.leash, &[("work_mem", "5MB"), ("statement_timeout", "4321")]).await;
+    for reset in ["RESET work_mem", "SET work_mem TO DEFAULT"] {
+        assert_eq!(tags(&mine.query("SET work_mem = '9MB'").await), "CZ");
+        assert_eq!(scene.one.one("SHOW work_mem").await, "4MB");
+        assert_eq!(mine.one("SHOW work_mem").await, "9MB");
+        assert_eq!(tags(&mine.query(reset).await), "CZ");
+        assert_eq!(scene.one.one("SHOW work_mem").await, "4MB");
+        assert_eq!(mine.one("SHOW work_mem").await, "5MB");
+        assert_eq!(mine.one("SHOW statement_timeout").await, "4321ms");
+    }
+    // Also by the extended protocol, and for one who keeps the connection for another reason.
+    assert_eq!(tags(&mine.query("SET work_mem = '9MB'").await), "CZ");
+    assert_eq!(tags(&mine.query("CREATE TEMP TABLE kept ()").await), "CZ");
+    let reset = [raw::parse("", "RESET work_mem"), raw::bind("", &[]), raw::execute(0), raw::sync()];
+    mine.send(&reset.concat()).await;
+    assert_eq!(tags(&mine.until_ready().await), "12CZ");
+    assert_eq!(mine.one("SHOW work_mem").await, "5MB");
+    assert_eq!(tags(&mine.query("DROP TABLE kept; DISCARD TEMP").await), "CCZ");
+    assert_eq!(scene.one.one("SHOW work_mem").await, "4MB");
+    assert_eq!(mine.one("SHOW work_mem").await, "5MB");
+    mine.close().await;
+    scene.end().await;
+}
+
+/// Half a SET has come when the RESET before it is answered, so the connection is not given back in between.
+#[tokio::test]
+async fn a_set_right_behind_a_reset_is_known() {
+    for reset in ["RESET ALL", "RESET work_mem"] {
+        let mut scene = Scene::new().await;
+        let (first, second) = (raw::query(reset), raw::query("SET work_mem = '9MB'"));
+        scene.one.send(&[&first[..], &second[..3]].concat()).await;
+        let mut heard = tags(&scene.one.until_ready().await);
+        scene.one.send(&second[3..]).await;
+        heard += &tags(&scene.one.until_ready().await);
+        assert_eq!(heard.replace('S', ""), "CZCZ", "{reset}");
+        assert_eq!(scene.two.one("SHOW work_mem").await, "4MB", "{reset}");
+        assert_eq!(scene.one.one("SHOW work_mem").await, "9MB", "{reset}");
+        scene.end().await;
+    }
 }
 
 /// Knocks with these parameters.

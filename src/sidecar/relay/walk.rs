@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::switch::Wire;
+use crate::wire::assign::Assigned;
 use crate::wire::frame::{Cut, Frame, FrameError};
 use crate::wire::prepared::{Down, Names, Prepared, Up};
 use crate::wire::pulse::{Pulse, Whose};
@@ -117,9 +118,7 @@ impl Relay<'_> {
                             b'E' => words.failed(),
                             b'Z' => {
                                 words.ready(frame.body.first() == Some(&b'I'));
-                                for (name, value) in words.take_set() {
-                                    Arc::make_mut(vars).insert(name, value);
-                                }
+                                words.take_set().into_iter().for_each(|set| assign(vars, set));
                             }
                             _ => {}
                         }
@@ -196,6 +195,14 @@ const fn wanted_from_server(shared: bool, tag: u8) -> usize {
 
 const fn long_name(tag: u8) -> FrameError {
     FrameError::LongName { tag, limit: Prepared::NAMES }
+}
+
+/// Keeps them true to a SET or a RESET that the server does not report.
+fn assign(vars: &mut Arc<Vars>, (name, value): Assigned) {
+    match value {
+        Some(value) => drop(Arc::make_mut(vars).insert(name, value)),
+        None => drop(Arc::make_mut(vars).remove(&name)),
+    }
 }
 
 /// Keeps the client's parameters true to a ParameterStatus.

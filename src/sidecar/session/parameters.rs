@@ -17,11 +17,16 @@ impl Session {
     /// What is set on the connection now, and what the client expects to be set.
     pub(super) fn settle_parameters(&mut self, conn: &ServerConn, words: &Words) {
         let resets = words.resets();
-        if resets.is_empty() {
+        if !words.owes_own() {
             conn.set_applied(&self.vars);
         } else {
             let left = Arc::new(vars::after_reset(resets, &self.vars, conn.reported));
-            let expected = vars::expected(resets, &self.own, &left, &conn.parameters);
+            let mut expected = vars::expected(resets, &self.own, &left, &conn.parameters);
+            for name in words.set_back() {
+                if let Some(value) = self.own.get(name).filter(|_| !left.contains_key(name)) {
+                    expected.insert(name.clone(), value.clone());
+                }
+            }
             conn.set_applied(&left);
             self.tell_changes(conn, &expected);
             self.vars = self.hub.shared_vars(expected);

@@ -1,19 +1,17 @@
-//! A SET that need not pin: its value is known, and it stands alone, so it is set wherever the client goes. Floor 4.
+//! A SET or a RESET that need not pin: what it sets is known, and it stands alone, so it is set wherever the client
+//! goes. Floor 4.
 
-use crate::wire::assign::assigned;
+use crate::wire::assign::{Assigned, assigned};
 use crate::wire::frame::Frame;
 use crate::wire::vars::Reported;
 
-/// A parameter and its value.
-type Value = (String, String);
-
-/// Follows one SET from the moment it is sent to the end of its transaction, which has nothing else in it.
+/// Follows one of them from the moment it is sent to the end of its transaction, which has nothing else in it.
 #[derive(Debug, Default)]
 pub struct Follow {
     state: State,
     /// Whether the frame that passes needs no pin for what it sets.
     spares: bool,
-    done: Vec<Value>,
+    done: Vec<Assigned>,
 }
 
 #[derive(Debug, Default)]
@@ -21,13 +19,13 @@ enum State {
     #[default]
     No,
     /// The unnamed statement is one.
-    Parsed(Value),
+    Parsed(Assigned),
     /// The last portal is one.
-    Bound(Value),
+    Bound(Assigned),
     /// It is executed: alone so far, or to the end of its batch.
-    Runs(Value, Batch),
+    Runs(Assigned, Batch),
     /// The server has said that it is done; it counts with the end of the transaction.
-    Set(Value, Batch),
+    Set(Assigned, Batch),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +36,18 @@ enum Batch {
 
 /// Whether what was set has to be taken for unknown.
 #[must_use]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing has to be done.
     Known,
-    /// It cannot be followed any more: pin.
+    /// The server has done a RESET that is followed.
+    Reset,
+    /// A SET cannot be followed any more: pin.
     Lost,
+    /// Neither can the RESET of this parameter, which the server may do yet.
+    LostReset(String),
+    /// Neither can that of this one, which the server has done.
+    LostDone(String),
 }
 
 impl Follow {
@@ -78,7 +82,8 @@ impl Follow {
             (b'S', State::Parsed(_) | State::Bound(_)) => State::No,
             (b'D' | b'H', state) => state,
             (_, State::No | State::Parsed(_)) => State::No,
-            (_, State::Bound(_) | State::Runs(..) | State::Set(..)) => return Outcome::Lost,
+            (_, State::Bound(value) | State::Runs(value, _)) => return lost(value, Outcome::LostReset),
+            (_, State::Set(value, _)) => return lost(value, Outcome::LostDone),
         };
         Outcome::Known
     }
@@ -94,8 +99,13 @@ impl Follow {
             return Outcome::Known;
         }
         match std::mem::take(&mut self.state) {
-            State::Runs(value, batch) if tag == b"SET" => self.state = State::Set(value, batch),
-            State::Runs(..) | State::Set(..) => return Outcome::Lost,
+            State::Runs(value, batch) if matches!(tag, b"SET" | b"RESET") => {
+                let is_reset = value.1.is_none();
+                self.state = State::Set(value, batch);
+                return if is_reset { Outcome::Reset } else { Outcome::Known };
+            }
+            State::Runs(value, _) => return lost(value, Outcome::LostReset),
+            State::Set(value, _) => return lost(value, Outcome::LostDone),
             state => self.state = state,
         }
         Outcome::Known
@@ -104,7 +114,7 @@ impl Follow {
     /// The server has said an error. What was not done will not be.
     pub fn failed(&mut self) -> Outcome {
         match std::mem::take(&mut self.state) {
-            State::Set(..) => Outcome::Lost,
+            State::Set(value, _) => lost(value, Outcome::LostDone),
             _ => Outcome::Known,
         }
     }
@@ -116,7 +126,7 @@ impl Follow {
         }
         match std::mem::take(&mut self.state) {
             State::Set(value, Batch::Ended) if idle => self.done.push(value),
-            State::Set(..) => return Outcome::Lost,
+            State::Set(value, _) => return lost(value, Outcome::LostDone),
             state @ (State::Parsed(_) | State::Bound(_) | State::Runs(_, Batch::Open)) => self.state = state,
             State::No | State::Runs(_, Batch::Ended) => {}
         }
@@ -124,13 +134,17 @@ impl Follow {
     }
 
     /// What has been set for good, and is to be set elsewhere.
-    pub fn take(&mut self) -> Vec<Value> {
+    pub fn take(&mut self) -> Vec<Assigned> {
         std::mem::take(&mut self.done)
     }
 }
 
+fn lost((name, value): Assigned, reset: impl Fn(String) -> Outcome) -> Outcome {
+    if value.is_some() { Outcome::Lost } else { reset(name) }
+}
+
 /// What a text that begins at `at` in the body sets, if the server does not report that itself.
-fn value_of(frame: Frame<'_>, at: usize, reported: Reported) -> Option<Value> {
+fn value_of(frame: Frame<'_>, at: usize, reported: Reported) -> Option<Assigned> {
     let text = frame.is_whole().then(|| frame.body.get(at..)).flatten()?;
     let text = &text[..memchr::memchr(0, text)?];
     assigned(text).filter(|(name, _)| !reported.has(name))

@@ -45,9 +45,14 @@ fn a_purpose_is_seen_behind_other_pins_and_in_session_mode() {
     assert_eq!(words.pinned(), Some(Pin::SessionMode));
 }
 
-/// What a client in transaction mode has set for good, and whether it is pinned, after frames of its own (a tag and a
+/// What a client in transaction mode has set, or set back, for good, and whether it is pinned, after frames of its own (a tag and a
 /// text) and of the server's (a tag and a body behind `<`). The first is sent on a quiet connection.
-fn set_by(steps: &[(&str, &str)]) -> (Vec<(String, String)>, Option<Pin>) {
+fn set_by(steps: &[(&str, &str)]) -> (Vec<Assigned>, Option<Pin>) {
+    let mut words = played(steps);
+    (words.take_set(), words.pinned())
+}
+
+fn played(steps: &[(&str, &str)]) -> Words {
     let mut words = words(PoolMode::Transaction);
     let (mut quiet, mut unnamed) = (true, Pins::default());
     for (tag, text) in steps {
@@ -79,12 +84,12 @@ fn set_by(steps: &[(&str, &str)]) -> (Vec<(String, String)>, Option<Pin>) {
             }
         }
     }
-    (words.take_set(), words.pinned())
+    words
 }
 
 #[test]
 fn a_set_that_stands_alone_is_followed() {
-    let set = (vec![("work_mem".to_owned(), "1MB".to_owned())], None);
+    let set = (vec![("work_mem".to_owned(), Some("1MB".to_owned()))], None);
     let sql = "SET work_mem = '1MB'";
     assert_eq!(set_by(&[("Q", sql), ("<C", "SET"), ("<Z", "I")]), set);
     let batch = [("P", sql), ("B", ""), ("D", ""), ("E", ""), ("S", "")];
@@ -100,6 +105,59 @@ fn a_set_that_stands_alone_is_followed() {
     assert_eq!(set_by(&[("P", sql), ("B", ""), ("S", ""), ("<Z", "I")]), (vec![], None));
     // The server reports it.
     assert_eq!(set_by(&[("Q", "SET timezone = 'UTC'"), ("<C", "SET"), ("<Z", "I")]), (vec![], None));
+}
+
+#[test]
+fn a_reset_that_stands_alone_is_followed() {
+    let back = (vec![("work_mem".to_owned(), None)], None);
+    let sql = "RESET work_mem";
+    assert_eq!(set_by(&[("Q", sql), ("<C", "RESET"), ("<Z", "I")]), back);
+    assert_eq!(set_by(&[("Q", "SET work_mem TO DEFAULT"), ("<C", "SET"), ("<Z", "I")]), back);
+    let batch = [("P", sql), ("B", ""), ("D", ""), ("E", ""), ("S", ""), ("<C", "RESET"), ("<Z", "I")];
+    assert_eq!(set_by(&batch), back);
+    assert_eq!(set_by(&[("Q", sql), ("<E", ""), ("<Z", "I")]), (vec![], None));
+    // It says nothing of others, and is over when the parameter is set again.
+    let mut words = played(&[("Q", sql), ("<C", "RESET"), ("<Z", "I")]);
+    assert!(words.take_set().len() == 1 && words.set_back() == ["work_mem"] && words.resets().is_empty());
+    words.frame(Frame { tag: b'Q', body_len: 18, body: b"SET work_mem = 1;\0" }, true);
+    words.frame_ends();
+    words.completed(b"SET\0");
+    words.ready(true);
+    assert!(words.take_set().len() == 1 && !words.owes_own());
+}
+
+#[test]
+fn a_reset_among_others_pins_and_is_done_with_them() {
+    let after = |steps: &[(&'static str, &'static str)]| {
+        let mut words = played(steps);
+        (words.take_set(), words.pinned(), words.resets().clone(), words.is_doubtful())
+    };
+    let (sql, work_mem) = ("RESET work_mem", || Resets::Of(vec!["work_mem".to_owned()]));
+    let batch = [("P", sql), ("B", ""), ("E", "")];
+    let behind = [("P", "COMMIT"), ("B", ""), ("E", ""), ("S", "")];
+    let ends = [("<C", "RESET"), ("<C", "COMMIT"), ("<Z", "I")];
+    let pinned = (vec![], Some(Pin::Setting), work_mem(), false);
+    assert_eq!(after(&[&batch[..], &behind, &ends].concat()), pinned);
+    // The server has done it before more is sent.
+    assert_eq!(after(&[&batch[..], &ends[..1], &behind, &ends[1..]].concat()), pinned);
+    // And undoes it.
+    let undone = (vec![], Some(Pin::Setting), Resets::default(), true);
+    assert_eq!(after(&[&batch[..], &ends[..1], &behind, &[("<E", ""), ("<Z", "I")]].concat()), undone);
+}
+
+#[test]
+fn a_set_behind_a_reset_of_all_is_not_reset() {
+    let steps = [
+        ("Q", "RESET ALL"),
+        ("<C", "RESET"),
+        ("<Z", "I"),
+        ("Q", "SET work_mem = 1"),
+        ("<C", "SET"),
+        ("<Z", "I"),
+    ];
+    let mut words = played(&steps);
+    assert_eq!(words.take_set().len(), 1);
+    assert_eq!(words.resets(), &Resets::AllBut(vec!["work_mem".to_owned()]));
 }
 
 #[test]
