@@ -83,7 +83,8 @@ impl ServerConn {
             Some(applied) => vars::change(applied, vars),
             None => {
                 let change = vars::change(&Vars::new(), vars).unwrap_or_default();
-                Some(format!("RESET ALL;{change}"))
+                // RESET ALL leaves these two alone.
+                Some(format!("SET SESSION AUTHORIZATION DEFAULT;RESET ROLE;RESET ALL;{change}"))
             }
         }
     }

@@ -176,6 +176,12 @@ pub fn after_reset(resets: &Resets, vars: &Vars, reported: Reported) -> Vars {
     vars.iter().filter(|(name, _)| stays(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
+/// Whether something may still be set then: who the client is to the server is reset by DISCARD ALL, and not by
+/// RESET ALL.
+pub fn may_stay(resets: &Resets, vars: &Vars) -> bool {
+    ["role", "session_authorization"].iter().any(|name| vars.contains_key(*name) && resets.has(name))
+}
+
 /// What a client expects to be set then: its `own`, with which it logged in, where the server went back to
 /// its `defaults` (as it spells their names). `left` is what [`after_reset`] says.
 pub fn expected(resets: &Resets, own: &Vars, left: &Vars, defaults: &BTreeMap<String, String>) -> Vars {

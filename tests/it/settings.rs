@@ -146,6 +146,31 @@ async fn a_set_right_behind_a_reset_is_known() {
     }
 }
 
+/// A role is not reset with all other parameters: where it is not known what is set, it is set back by itself.
+#[tokio::test]
+async fn the_role_of_a_login_is_its_own() {
+    let mut scene = Scene::new().await;
+    let admin = scene.database.admin().await;
+    admin.batch_execute("CREATE ROLE helper; GRANT helper TO app").await.unwrap();
+    let mut mine = enter(&scene.leash, &[("role", "helper")]).await;
+    for mess in [
+        "SELECT 1",
+        "BEGIN; RESET ALL; ROLLBACK",
+        "RESET ALL; SELECT 1/0",
+        "RESET ALL",
+        "RESET ROLE",
+        "DISCARD ALL",
+    ] {
+        mine.query(mess).await;
+        assert_eq!(scene.one.one("SELECT current_user").await, "app", "{mess}");
+        assert_eq!(mine.one("SELECT current_user").await, "helper", "{mess}");
+    }
+    mine.close().await;
+    admin.batch_execute("DROP ROLE helper").await.unwrap();
+    admin.close().await;
+    scene.end().await;
+}
+
 /// Knocks with these parameters.
 async fn knock(leash: &Leash, parameters: &[(&str, &str)]) -> Raw {
     let to = leash.endpoint();

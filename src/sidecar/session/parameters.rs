@@ -17,6 +17,7 @@ impl Session {
     /// What is set on the connection now, and what the client expects to be set.
     pub(super) fn settle_parameters(&mut self, conn: &ServerConn, words: &Words) {
         let resets = words.resets();
+        let is_doubtful = words.is_doubtful() || vars::may_stay(resets, &self.vars);
         if !words.owes_own() {
             conn.set_applied(&self.vars);
         } else {
@@ -32,7 +33,7 @@ impl Session {
             self.vars = self.hub.shared_vars(expected);
         }
         // A client that keeps the connection also keeps what else it has set there.
-        if words.is_doubtful() && words.pinned().is_none() {
+        if is_doubtful && words.pinned().is_none() {
             conn.forget_applied();
         }
     }
