@@ -89,6 +89,13 @@ impl ServerConn {
         }
     }
 
+    /// Another encoding than ours may be set on it, which is to be reset now: from here on it is ours.
+    pub fn takes_our_encoding(&self) -> bool {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = applied.as_mut() else { return true };
+        known.contains_key(vars::ENCODING) && Arc::make_mut(known).remove(vars::ENCODING).is_some()
+    }
+
     /// These parameters are set on it now.
     pub fn set_applied(&self, vars: &Arc<Vars>) {
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,7 +13,7 @@ use crate::wire::vars::{self, Vars};
 
 use super::Hub;
 use super::gate::Turned;
-use super::session::Shared;
+use super::session::{Shared, prepare_for};
 
 /// From AuthenticationOk to the first ReadyForQuery.
 pub(super) async fn greeting(
@@ -79,8 +79,12 @@ async fn spell(
     }
     let errand = pool.errand(holder).await.map_err(Turned::Checkout)?;
     let question = vars::spelling(name, asked);
-    let asking = tokio::time::timeout(Policy::RESET_DEADLINE, errand.client().simple_query(&question));
-    let answer = asking.await.map_err(|_| Turned::Checkout(CheckoutError::Stalled))?;
+    let asking = async {
+        prepare_for(&question, errand.conn(), errand.client()).await?;
+        errand.client().simple_query(&question).await
+    };
+    let answer = tokio::time::timeout(Policy::RESET_DEADLINE, asking).await;
+    let answer = answer.map_err(|_| Turned::Checkout(CheckoutError::Stalled))?;
     errand.come_home().await;
     let rows = answer.map_err(|error| Turned::Checkout(CheckoutError::Upstream(error)))?;
     let spelled = rows.iter().find_map(|message| match message {

@@ -34,7 +34,7 @@ use super::pipe::Pipe;
 use super::reader::{Reader, Said};
 use super::relay::{Relay, wanted_up};
 use super::words::Words;
-pub(super) use parameters::set_parameters;
+pub(super) use parameters::{prepare_for, set_parameters};
 
 /// What the rest of the process can reach of a session.
 pub struct Shared {

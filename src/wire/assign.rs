@@ -28,7 +28,8 @@ pub type Assigned = (String, Option<String>);
 ///
 /// A name with a dot is left out: what an extension, or a policy on rows, makes of it is not known.
 pub fn assigned(sql: &[u8]) -> Option<Assigned> {
-    let sql = std::str::from_utf8(sql).ok().filter(|sql| sql.len() <= LONGEST)?.trim();
+    // In which encoding it is, is not known.
+    let sql = std::str::from_utf8(sql).ok().filter(|sql| sql.len() <= LONGEST && sql.is_ascii())?.trim();
     let sql = sql.strip_suffix(';').unwrap_or(sql).trim_end();
     if let Some(name) = after(sql, "reset") {
         return name.chars().all(is_word).then(|| name_of(name)).flatten().map(|name| (name, None));
@@ -119,6 +120,7 @@ mod tests {
             "RESET work_mem; RESET lock_timeout",
             "RESET work_mem -- all of it",
             "RESETwork_mem",
+            "SET work_mem = 'größe'",
             "SET work_mem = '1' || '2'",
             "SET work_mem = 1, 2",
             "SET work_mem = 'it''s'",

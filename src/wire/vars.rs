@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 
+/// The parameter that says in which encoding a client speaks. A connection is opened with UTF-8.
+pub const ENCODING: &str = "client_encoding";
+
 /// Parameters by lower-case name.
 pub type Vars = BTreeMap<String, String>;
 
@@ -209,7 +212,10 @@ pub fn change(have: &Vars, want: &Vars) -> Option<String> {
         sql.push(';');
     }
     let mut lead = "SELECT ";
-    for (name, value) in want.iter().filter(|(name, value)| have.get(*name) != Some(value)) {
+    // The encoding comes last: an error about another is told in the one before.
+    let (last, first): (Vec<_>, Vec<_>) = want.iter().partition(|(name, _)| *name == ENCODING);
+    let all = first.into_iter().chain(last);
+    for (name, value) in all.filter(|(name, value)| have.get(*name) != Some(value)) {
         sql.push_str(lead);
         sql.push_str(&format!("pg_catalog.set_config({},{},false)", literal(name), literal(value)));
         lead = ",";

@@ -21,8 +21,13 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::expecting(&[]).await
+    }
+
+    async fn expecting(events: &[&'static str]) -> Self {
         let database = Server::shared().database().await;
-        let leash = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 1).start().await;
+        let setup = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 1);
+        let leash = setup.expecting(events).start().await;
         let one = Raw::login(&leash.endpoint(), "one").await;
         let two = Raw::login(&leash.endpoint(), "two").await;
         Self { database, leash, one, two }
@@ -168,6 +173,44 @@ async fn the_role_of_a_login_is_its_own() {
     mine.close().await;
     admin.batch_execute("DROP ROLE helper").await.unwrap();
     admin.close().await;
+    scene.end().await;
+}
+
+/// The values of one client are set on a connection on which another has set its encoding.
+#[tokio::test]
+async fn a_value_is_set_whatever_encoding_was_before() {
+    let scene = Scene::expecting(&["client_refused"]).await;
+    for encoding in ["LATIN1", "SJIS", "WIN1251"] {
+        let mut before = enter(&scene.leash, &[("client_encoding", encoding)]).await;
+        let mut mine =
+            enter(&scene.leash, &[("app.name", "größe ‘ß’ \\"), ("application_name", encoding)]).await;
+        for _ in 0..2 {
+            assert_eq!(before.one("SHOW client_encoding").await, encoding);
+            assert_eq!(mine.one("SHOW app.name").await, "größe ‘ß’ \\", "{encoding}");
+            assert_eq!(mine.one("SHOW client_encoding").await, "UTF8", "{encoding}");
+        }
+        before.close().await;
+        mine.close().await;
+    }
+    // What the server makes of a name is asked, and its error told, in an encoding that both understand.
+    let mut before = enter(&scene.leash, &[("client_encoding", "LATIN1")]).await;
+    before.one("SELECT 1").await;
+    let named = enter(&scene.leash, &[("application_name", "größe")]).await;
+    let name = named.parameters.iter().find(|(name, _)| name == "application_name").cloned().unwrap().1;
+    before.one("SELECT 1").await;
+    let direct = scene.database.direct();
+    let mut told = Raw::connect(direct.port).await;
+    let who = [("user", direct.user.as_str()), ("database", &direct.database), ("application_name", "größe")];
+    told.startup(raw::PROTOCOL_3_0, &who).await;
+    let greeting = told.until_ready().await;
+    told.learn(&greeting);
+    assert!(told.parameters.contains(&("application_name".to_owned(), name)), "{:?}", told.parameters);
+    let wrong = [("client_encoding", "LATIN1"), ("work_mem", "größe")];
+    let said = knock(&scene.leash, &wrong).await.until_closed().await;
+    assert_eq!((said[0].field('C'), said[0].field('M').contains("größe")), ("22023".into(), true));
+    for client in [before, named, told] {
+        client.close().await;
+    }
     scene.end().await;
 }
 

@@ -58,11 +58,32 @@ pub async fn set_parameters(
     vars: &Arc<Vars>,
 ) -> Result<(), CheckoutError> {
     let Some(sql) = conn.change_to(vars) else { return Ok(()) };
-    let setting = tokio::time::timeout(Policy::RESET_DEADLINE, client.batch_execute(&sql));
-    match setting.await {
+    let setting = async {
+        let changed = prepare_for(&sql, conn, client).await?;
+        let sql = if changed { conn.change_to(vars).unwrap_or_default() } else { sql };
+        client.batch_execute(&sql).await
+    };
+    match tokio::time::timeout(Policy::RESET_DEADLINE, setting).await {
         Ok(Ok(())) => conn.set_applied(vars),
         Ok(Err(error)) => return Err(CheckoutError::Upstream(error)),
         Err(_) => return Err(CheckoutError::Stalled),
     }
     Ok(())
+}
+
+/// Sees to it that the server reads this text in the encoding that it is written in; whether something had to be
+/// changed for that.
+///
+/// # Errors
+/// The server's.
+pub async fn prepare_for(
+    sql: &str,
+    conn: &ServerConn,
+    client: &ClientWrapper,
+) -> Result<bool, tokio_postgres::Error> {
+    let changes = !sql.is_ascii() && conn.takes_our_encoding();
+    if changes {
+        client.batch_execute("RESET client_encoding").await?;
+    }
+    Ok(changes)
 }
