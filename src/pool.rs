@@ -236,11 +236,6 @@ impl WatchedPool {
         self.0.welcome.load_full()
     }
 
-    /// The version that the server reported; empty before its first connection.
-    pub fn server_version(&self) -> String {
-        self.welcome().and_then(|welcome| welcome.get("server_version").cloned()).unwrap_or_default()
-    }
-
     /// Whether the server has taken these parameters before.
     pub fn takes(&self, vars: &Vars) -> bool {
         self.0.taken.lock().unwrap_or_else(PoisonError::into_inner).has(vars)

@@ -231,7 +231,8 @@ async fn log_in(
         Some(pool) => pool,
         None => open_pool(hub, &key, &holder).await?,
     };
-    startup.spell_name(&pool.server_version());
+    let welcome = pool.welcome().unwrap_or_default();
+    startup.spell_name(welcome.get("server_version").map_or("", String::as_str));
     trial::hear(hub, &pool, startup, &holder).await?;
     let greeting = greeting(hub, &pool, startup, &holder, shared).await?;
     caller.io.write_all(&greeting).await?;

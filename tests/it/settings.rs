@@ -9,6 +9,8 @@ in_both_modes! {
     a_login_that_the_server_refuses_leaves_nothing,
     a_login_does_not_wait_for_a_full_pool,
     a_login_that_could_not_be_tried_is_refused_later,
+    a_login_in_a_pause_is_let_in,
+    a_login_while_the_server_is_away_is_let_in,
 }
 
 /// Clients that have the only connection in turn.
@@ -348,5 +350,35 @@ async fn a_login_that_could_not_be_tried_is_refused_later(mode: Mode) {
         Some(shown)
     });
     assert_eq!(next.await, "4MB");
+    finish(leash, &database).await;
+}
+
+/// The next statement waits, as everybody's does.
+async fn a_login_in_a_pause_is_let_in(mode: Mode) {
+    let database = Server::shared().database().await;
+    let leash = Leash::on(&database).mode(mode).control().start().await;
+    leash.endpoint().raw("first").await.close().await;
+    assert_eq!(leash.post("/api/v1/pause").await.0, 200);
+    let mut late = enter(&leash, &[("work_mem", "5MB")]).await;
+    late.send(&raw::query("SHOW work_mem")).await;
+    leash.pool_when("it waits", |pool| pool["waiting"] == 1).await;
+    assert_eq!(leash.post("/api/v1/resume").await.0, 200);
+    assert_eq!(raw::rows(&late.until_ready().await)[0][0].as_deref(), Some("5MB"));
+    late.close().await;
+    finish(leash, &database).await;
+}
+
+async fn a_login_while_the_server_is_away_is_let_in(mode: Mode) {
+    let mut server = Server::private();
+    let database = server.database().await;
+    let setup = Leash::on(&database).mode(mode).set("pool.wait_timeout", "20s");
+    let leash = setup.expecting(&["upstream_failed"]).start().await;
+    leash.endpoint().raw("first").await.close().await;
+    server.stop();
+    let mut late = enter(&leash, &[("work_mem", "5MB")]).await;
+    late.send(&raw::query("SHOW work_mem")).await;
+    server.start();
+    assert_eq!(raw::rows(&late.until_ready().await)[0][0].as_deref(), Some("5MB"));
+    late.close().await;
     finish(leash, &database).await;
 }
