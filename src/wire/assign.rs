@@ -1,10 +1,13 @@
 //! `SET name = value`, or `RESET name`, as a whole statement that can be repeated elsewhere. Floor 0.
 
 /// Parameters whose value in a SET is not what `set_config` takes for the same: lists of names (`GUC_LIST_QUOTE`),
-/// and words that look like parameters ("SET", "SET ROLE", "SET TRANSACTION").
-const OTHERS: [&str; 12] = [
+/// and words that look like parameters ("SET", "SET ROLE", "SET TRANSACTION"). With them those that a connection may
+/// refuse for what it has done before (`temp_buffers`), that end one which nobody has (`idle_session_timeout`), and old
+/// names of others, of which the last that was set counts (`sort_mem`, `vacuum_mem`).
+const OTHERS: [&str; 16] = [
     "all",
     "constraints",
+    "idle_session_timeout",
     "local",
     "local_preload_libraries",
     "role",
@@ -14,22 +17,29 @@ const OTHERS: [&str; 12] = [
     "session_authorization",
     "session_preload_libraries",
     "shared_preload_libraries",
+    "sort_mem",
+    "temp_buffers",
     "temp_tablespaces",
+    "vacuum_mem",
 ];
 
 /// No longer text is looked at, in bytes.
 pub const LONGEST: usize = 256;
 
+/// The server cuts longer words (`NAMEDATALEN`), in bytes.
+const LONGEST_WORD: usize = 63;
+
 /// A parameter, in lower case, and its new value; `None` if it is set back to the default.
 pub type Assigned = (String, Option<String>);
 
 /// What a text does that is nothing but `SET [SESSION] name {= | TO} value` with one plain value (a number, a word,
-/// `DEFAULT`, or a literal without a quote or a backslash in it), or `RESET name`.
+/// `DEFAULT`, or a literal without a quote or a backslash in it), or `RESET name`. All of it in ASCII: what other
+/// bytes mean hangs on the encoding of the moment.
 ///
 /// A name with a dot is left out: what an extension, or a policy on rows, makes of it is not known.
 pub fn assigned(sql: &[u8]) -> Option<Assigned> {
-    // In which encoding it is, is not known.
-    let sql = std::str::from_utf8(sql).ok().filter(|sql| sql.len() <= LONGEST && sql.is_ascii())?.trim();
+    let is_read = |sql: &&str| sql.len() <= LONGEST && sql.is_ascii();
+    let sql = std::str::from_utf8(sql).ok().filter(is_read)?.trim();
     let sql = sql.strip_suffix(';').unwrap_or(sql).trim_end();
     if let Some(name) = after(sql, "reset") {
         return name.chars().all(is_word).then(|| name_of(name)).flatten().map(|name| (name, None));
@@ -65,11 +75,17 @@ fn plain(value: &str) -> Option<String> {
     let number = value.strip_prefix('-').unwrap_or(value);
     if number.starts_with(|first: char| first.is_ascii_digit()) {
         let is_number = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-        return (is_number && number.matches('.').count() < 2).then(|| value.to_owned());
+        // `010` is ten in SQL, and eight in a parameter; `-0` is 0 in SQL.
+        let is_spelled_so = !number.starts_with('0') || value == "0" || number.starts_with("0.");
+        let is_one = number.matches('.').count() < 2;
+        return (is_number && is_one && is_spelled_so).then(|| value.to_owned());
     }
     let word = value.to_ascii_lowercase();
-    (!word.is_empty() && word.chars().all(is_word) && !matches!(word.as_str(), "default" | "local"))
-        .then_some(word)
+    (!word.is_empty()
+        && word.len() <= LONGEST_WORD
+        && word.chars().all(is_word)
+        && !matches!(word.as_str(), "default" | "local"))
+    .then_some(word)
 }
 
 const fn is_word(letter: char) -> bool {
@@ -90,6 +106,8 @@ mod tests {
         assert_eq!(read("SET enable_seqscan TO OFF"), is("enable_seqscan", "off"));
         assert_eq!(read("SET seq_page_cost = -1.5"), is("seq_page_cost", "-1.5"));
         assert_eq!(read("SET lock_timeout TO'1s'"), is("lock_timeout", "1s"));
+        assert_eq!(read("SET lock_timeout = 0"), is("lock_timeout", "0"));
+        assert_eq!(read("SET vacuum_cost_delay = 0.5"), is("vacuum_cost_delay", "0.5"));
         let default = Some(("work_mem".to_owned(), None));
         for sql in [
             "RESET work_mem",
@@ -141,6 +159,15 @@ mod tests {
             "",
             "SELECT 1",
             "SET work_mem = 1.2.3",
+            "SET statement_timeout = 0100",
+            "SET statement_timeout = -010",
+            "SET enable_seqscan = -0",
+            "SET temp_buffers = '2MB'",
+            "SET idle_session_timeout = '1h'",
+            "SET sort_mem = '6MB'",
+            "SET lc_time = 'é'",
+            "SET lc_time = c\u{a0}",
+            &format!("SET default_tablespace = {}", "a".repeat(64)),
         ] {
             assert_eq!(assigned(sql.as_bytes()), None, "{sql}");
         }

@@ -108,6 +108,25 @@ async fn a_set_whose_batch_fails_is_not_set() {
     scene.end().await;
 }
 
+/// What another connection would take for something else, or not at all, stays where it was said.
+#[tokio::test]
+async fn what_is_not_the_same_elsewhere_pins() {
+    let mut scene = Scene::new().await;
+    for (sql, shown) in [
+        // An integer of SQL is decimal; the same text in a parameter is octal.
+        ("SET statement_timeout = 0100", "100ms"),
+        ("SET temp_buffers = '2MB'", "2MB"),
+        ("SET sort_mem = '6MB'", "6MB"),
+        ("SET idle_session_timeout = '1h'", "1h"),
+    ] {
+        assert!(tags(&scene.one.query(sql).await).ends_with("CZ"), "{sql}");
+        scene.leash.pool_when(sql, |pool| pool["holders"][0]["pinned"] == "setting").await;
+        let name = sql.split(' ').nth(1).unwrap();
+        assert_eq!(scene.one.one(&format!("SHOW {name}")).await, shown);
+        assert!(tags(&scene.one.query("DISCARD ALL").await).ends_with('Z'));
+    }
+    scene.end().await;
+}
 /// It goes back to what the client logged in with.
 #[tokio::test]
 async fn a_reset_goes_back_to_the_login() {
