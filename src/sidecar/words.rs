@@ -103,6 +103,10 @@ impl Words {
                 let (_, scanner) = self.scanner.insert((frame.tag, Scanner::new(self.reported)));
                 scanner.feed(frame.body);
             }
+            b'F' => {
+                let oid = frame.body.first_chunk().map_or(0, |oid| u32::from_be_bytes(*oid));
+                self.pin(Pins::of_function(oid));
+            }
             // Of the unnamed statement, as far as can be seen; or else nothing is released.
             b'B' if !self.unnamed.is_empty() => {
                 let name = memchr::memchr(0, frame.body).and_then(|end| frame.body.get(end + 1));

@@ -55,6 +55,17 @@ impl Pins {
         Pins(1 << pin as u16)
     }
 
+    /// What a FunctionCall of the built-in function with this oid leaves behind (`pg_proc.dat`).
+    pub const fn of_function(oid: u32) -> Self {
+        match oid {
+            // set_config
+            2078 => Pins::of(Pin::Setting).and(Pins::SETTING_IN_TRANSACTION),
+            // pg_advisory_lock, pg_try_advisory_lock and the shared ones, with one key and with two
+            2880..=2883 | 2886..=2889 => Pins::of(Pin::AdvisoryLock),
+            _ => Pins(0),
+        }
+    }
+
     /// This one as well.
     pub const fn add(&mut self, pin: Pin) {
         self.0 |= Self::of(pin).0;

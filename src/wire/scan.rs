@@ -378,7 +378,8 @@ impl Scanner {
             }
             b"prepare" if !deallocates => Some(Pin::SqlPrepare),
             b"temp" | b"temporary" if creates => Some(Pin::TempTable),
-            b"set_config" => Some(Pin::Setting),
+            // With `UESCAPE` any name can be hidden behind any sign.
+            b"set_config" | b"uescape" => Some(Pin::Setting),
             b"declare" => {
                 self.declare = true;
                 None

@@ -127,6 +127,33 @@ async fn what_is_not_the_same_elsewhere_pins() {
     }
     scene.end().await;
 }
+
+/// The FunctionCall message names a function by its oid, and nothing else.
+#[tokio::test]
+async fn a_setting_by_function_call_is_no_neighbours() {
+    let mut scene = Scene::new().await;
+    let default = scene.two.one("SHOW work_mem").await;
+    let set_config: u32 = scene.one.one("SELECT 'set_config'::regproc::oid").await.parse().unwrap();
+    scene.one.send(&raw::function_call(set_config, &["work_mem", "7MB", "false"])).await;
+    assert_eq!(tags(&scene.one.until_ready().await), "VZ");
+    assert_eq!(scene.one.one("SHOW work_mem").await, "7MB");
+    scene.leash.pool_when("it pins", |pool| pool["holders"][0]["pinned"] == "setting").await;
+    assert!(tags(&scene.one.query("DISCARD ALL").await).ends_with('Z'));
+    assert_eq!(scene.two.one("SHOW work_mem").await, default);
+    scene.end().await;
+}
+
+/// A name may be spelled by the numbers of its letters, behind any sign.
+#[tokio::test]
+async fn a_setting_in_disguise_is_no_neighbours() {
+    let mut scene = Scene::new().await;
+    let sql = r#"SELECT U&"set!005fconfig" UESCAPE '!' ('work_mem', '7MB', false)"#;
+    assert_eq!(scene.one.one(sql).await, "7MB");
+    scene.leash.pool_when("it pins", |pool| pool["holders"][0]["pinned"] == "setting").await;
+    assert!(tags(&scene.one.query("DISCARD ALL").await).ends_with('Z'));
+    scene.end().await;
+}
+
 /// It goes back to what the client logged in with.
 #[tokio::test]
 async fn a_reset_goes_back_to_the_login() {

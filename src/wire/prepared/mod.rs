@@ -157,6 +157,8 @@ impl Prepared {
         match tag {
             b'P' | b'B' | b'D' | b'C' | b'E' => Self::NAMES,
             b'Q' => text::LONGEST_DEALLOCATE,
+            // The function's oid.
+            b'F' => 4,
             _ => 0,
         }
     }

@@ -29,6 +29,10 @@ fn what_leaves_state_behind_pins() {
     assert_eq!(pin("declare c cursor with hold for select 1"), Some(Pin::HoldableCursor));
     assert_eq!(pin("update pg_catalog.pg_settings set setting = 1 where name = 'x'"), Some(Pin::Setting));
     assert_eq!(pin(r#"select U&"set\005fconfig"('work_mem', '9MB', false)"#), Some(Pin::Setting));
+    assert_eq!(
+        pin(r#"select U&"set!005fconfig" UESCAPE '!' ('work_mem', '9MB', false)"#),
+        Some(Pin::Setting)
+    );
     assert_eq!(pin("select pg_catalog.pg_advisory_lock(1)"), Some(Pin::AdvisoryLock));
     assert_eq!(pin("select pg_try_advisory_lock_shared(1)"), Some(Pin::AdvisoryLock));
     assert_eq!(pin("set search_path to a"), Some(Pin::Setting));
