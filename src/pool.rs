@@ -142,7 +142,7 @@ impl WatchedPool {
         policy: Arc<LivePolicy>,
         valve: Arc<Valve>,
         sink: Arc<dyn Sink>,
-        attention: Arc<Notify>,
+        (attention, library): (Arc<Notify>, Library),
     ) -> Self {
         let target = target.for_login(&key.database, &key.user);
         let (janitor, jobs) = mpsc::unbounded_channel();
@@ -157,7 +157,7 @@ impl WatchedPool {
             objects: OnceLock::new(),
             rack: Rack::new(),
             roster: Mutex::default(),
-            library: Arc::default(),
+            library: Arc::new(library),
             janitor,
             welcome: ArcSwapOption::empty(),
             taken: Mutex::default(),

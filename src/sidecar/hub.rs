@@ -123,11 +123,16 @@ impl Hub {
         if pools.len() + opening.len() >= MAX_POOLS {
             return None;
         }
+        let entered = pools.values().cloned();
+        let near = entered.chain(opening.values().filter_map(WeakPool::upgrade));
+        let near = near.into_iter().find(|pool| pool.key().database == key.database);
+        let library = near.map(|pool| pool.library().beside()).unwrap_or_default();
         drop(pools);
         let attention = Arc::clone(&self.watch.attention);
         let (policy, valve, sink) =
             (Arc::clone(&self.policy), Arc::clone(&self.valve), Arc::clone(&self.sink));
-        let pool = WatchedPool::new(key.clone(), &self.target.load(), policy, valve, sink, attention);
+        let pool =
+            WatchedPool::new(key.clone(), &self.target.load(), policy, valve, sink, (attention, library));
         opening.insert(key.clone(), pool.downgrade());
         Some(pool)
     }

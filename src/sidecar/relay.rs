@@ -138,6 +138,10 @@ impl<'a> Relay<'a> {
             end
         })
         .await;
+        // Whatever becomes of the transaction: who parses from now on asks anew.
+        if let Some(names) = &mut self.names {
+            self.wire.prepared.transaction_over(self.words.in_transaction(), names);
+        }
         let client_at_boundary = self.down.at_boundary();
         let server_at_boundary = self.up.at_boundary();
         let down = std::mem::replace(&mut self.down, Pipe::new(Direction::Backend));

@@ -261,7 +261,7 @@ impl Words {
             self.pinned = self.pinned.without(ended.pins.without(self.fresh));
             self.resets.join(&ended.resets);
         }
-        self.pinned = self.pinned.without(Pins::SETTING_IN_TRANSACTION);
+        self.pinned = self.pinned.without(Pins::IN_TRANSACTION);
         self.fresh = Pins::default();
         if !self.asked.is_empty() {
             self.asked = Ends::default();
@@ -297,6 +297,11 @@ impl Words {
     /// Whether what a text means to the server is told by the session's parameters alone.
     pub fn is_plain(&self) -> bool {
         self.pinned.is_empty() && self.resets.is_empty() && self.applied == Applied::Known
+    }
+
+    /// What has been changed that counts for the client alone until its transaction is over.
+    pub fn in_transaction(&self) -> Pins {
+        self.pinned.within(Pins::IN_TRANSACTION)
     }
 
     /// Why the connection has to be kept; `None` if it has not.

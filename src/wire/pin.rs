@@ -50,6 +50,13 @@ impl Pins {
     /// not known from the session's parameters.
     pub const SETTING_IN_TRANSACTION: Pins = Pins(1 << 15);
 
+    /// No pin: a name that means something else, perhaps only until the transaction is over. Until then it does so to
+    /// this client alone.
+    pub const NAMES_IN_TRANSACTION: Pins = Pins(1 << 14);
+
+    /// Both.
+    pub const IN_TRANSACTION: Pins = Self::SETTING_IN_TRANSACTION.and(Self::NAMES_IN_TRANSACTION);
+
     /// This one alone.
     pub const fn of(pin: Pin) -> Self {
         Pins(1 << pin as u16)

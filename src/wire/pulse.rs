@@ -338,6 +338,11 @@ impl Pulse {
         matches!(self.beat(), Beat::Quiet | Beat::InTransaction)
     }
 
+    /// Whether what is sent next begins a batch behind one that is not answered.
+    pub fn begins_behind(&self) -> bool {
+        !self.unsynced && self.owes()
+    }
+
     /// Whether so much is owed that the client has to wait with more.
     pub fn is_full(&self) -> bool {
         self.owed.len() >= Self::MAX_OWED

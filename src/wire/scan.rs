@@ -5,8 +5,14 @@
 //! one pass over the statement's bytes, fed in pieces, and errs on the side of pinning: a needless
 //! pin costs a connection, a missed one would show one client another one's state.
 
+mod word;
+
 use crate::wire::pin::{Pin, Pins};
 use crate::wire::vars::{Reported, Resets};
+
+use word::{CLASSES, Class, is_beside_the_meaning, makes};
+
+pub use word::Word;
 
 /// What one statement text does to the session, if it runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,32 +25,6 @@ pub struct Findings {
     pub resets: Resets,
     /// A parameter that it sets, the last one.
     pub sets: Option<Word>,
-}
-
-/// The first bytes of a word, in lower case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Word {
-    bytes: [u8; Word::LONGEST],
-    len: usize,
-}
-
-impl Word {
-    /// Longer words are cut.
-    const LONGEST: usize = Resets::CUT;
-
-    fn of(word: &[u8]) -> Self {
-        let mut bytes = [0; Self::LONGEST];
-        let len = word.len().min(Self::LONGEST);
-        bytes[..len].copy_from_slice(&word[..len]);
-        Self { bytes, len }
-    }
-
-    /// As text; a letter that was cut is left out.
-    pub fn text(&self) -> &str {
-        let bytes = &self.bytes[..self.len];
-        std::str::from_utf8(bytes)
-            .unwrap_or_else(|error| std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default())
-    }
 }
 
 /// Reads one statement text, in pieces, for words that leave session state behind.
@@ -67,6 +47,8 @@ pub struct Scanner {
     block: bool,
     /// The word before may be followed by TEMP.
     creates: bool,
+    /// The word before was INSERT or MERGE: INTO makes nothing.
+    inserts: bool,
     declare: bool,
     /// UPDATE was read: of `pg_settings` it is a SET.
     updates: bool,
@@ -97,6 +79,8 @@ enum Set {
     Name(Verb),
     /// As `Name`, and SESSION was read behind it.
     Session(Verb),
+    /// SET LOCAL was read; the next word is the parameter.
+    Local,
     /// SET TIME or RESET TIME was read; the next word is ZONE.
     Time(Verb),
     /// SET and the parameter were read; DEFAULT may follow.
@@ -119,31 +103,6 @@ enum Comment {
     Block,
     BlockStar,
 }
-
-/// What a byte is to the scanner.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    /// Part of a word.
-    Word,
-    /// Ends a statement, or may begin or end a comment or a literal.
-    Mark,
-    /// Ends a word, and is nothing else.
-    Gap,
-}
-
-const CLASSES: [Class; 256] = {
-    let mut classes = [Class::Gap; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        classes[byte] = match byte as u8 {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | 0x80.. => Class::Word,
-            b';' | b'-' | b'/' | b'*' | b'\n' | b'\r' | b'\'' | b'"' | b'$' | b'\\' => Class::Mark,
-            _ => Class::Gap,
-        };
-        byte += 1;
-    }
-    classes
-};
 
 impl Scanner {
     /// Words are told apart by this many first bytes; longer ones are cut.
@@ -208,6 +167,10 @@ impl Scanner {
         self.found
     }
 
+    fn leaves(&mut self, pins: Pins) {
+        self.found.pins = self.found.pins.and(pins);
+    }
+
     /// Without a channel behind it, all were meant.
     fn end_unlisten(&mut self) {
         if std::mem::take(&mut self.unlisten) {
@@ -268,18 +231,25 @@ impl Scanner {
         }
         // Most words can be told to be innocent by their first letter.
         let first = self.word[0] | 0x20;
-        if !self.at_start && self.set == Set::No && !b"lptsdhcirgu".contains(&first) {
-            (self.creates, self.unlisten, self.deallocates) = (false, false, false);
+        let innocent = !b"lptsdhcirgum".contains(&first) && !self.block;
+        if innocent && !self.at_start && self.set == Set::No {
+            (self.creates, self.inserts, self.unlisten, self.deallocates) = Default::default();
             return;
         }
         self.word[..len].make_ascii_lowercase();
         let word = self.word;
         let word = &word[..len];
-        let creates = self.creates;
+        let (creates, inserts) = (self.creates, self.inserts);
         self.unlisten = false;
-        if !matches!(self.comment, Comment::Line | Comment::Block | Comment::BlockStar) {
+        let commented = matches!(self.comment, Comment::Line | Comment::Block | Comment::BlockStar);
+        // Tags say `action='create'`.
+        if (makes(word) || (word == b"into" && !inserts)) && (!commented || self.wary) {
+            self.leaves(Pins::NAMES_IN_TRANSACTION);
+        }
+        if !commented {
             self.statement_word(word);
             self.creates = matches!(word, b"create" | b"replace" | b"into" | b"local" | b"global");
+            self.inserts = matches!(word, b"insert" | b"merge");
         }
         self.any_word(word, creates).into_iter().for_each(|pin| self.found.pins.add(pin));
     }
@@ -287,10 +257,10 @@ impl Scanner {
     /// SET and its like count only at the beginning of a statement: `UPDATE t SET ...` is innocent.
     fn statement_word(&mut self, word: &[u8]) {
         let at_start = std::mem::take(&mut self.at_start);
-        if (at_start || self.block) && matches!(word, b"set" | b"reset" | b"discard" | b"do" | b"call") {
-            self.found.pins = self.found.pins.and(Pins::SETTING_IN_TRANSACTION);
-        }
-        let pin = match (std::mem::take(&mut self.set), word) {
+        let set = std::mem::take(&mut self.set);
+        self.leaves(in_transaction(at_start || self.block, set, word));
+        let pin = match (set, word) {
+            (Set::Local, _) => return,
             (Set::No, b"do") if at_start => {
                 (self.block, self.wary) = (true, true);
                 return;
@@ -320,7 +290,8 @@ impl Scanner {
             (Set::Session(_), b"authorization") => Pin::SessionAuthorization,
             (Set::Name(verb), b"session") => return self.set = Set::Session(verb),
             (Set::Name(verb) | Set::Session(verb), b"time") => return self.set = Set::Time(verb),
-            (Set::Name(_), b"local" | b"transaction" | b"constraints") => return,
+            (Set::Name(_), b"local") => return self.set = Set::Local,
+            (Set::Name(_), b"transaction" | b"constraints") => return,
             (Set::Time(verb), _) => return self.sets(verb, b"timezone"),
             (Set::Name(verb) | Set::Session(verb), b"names") => return self.sets(verb, b"client_encoding"),
             (Set::Value, b"default" | b"local") => {
@@ -379,7 +350,10 @@ impl Scanner {
             b"prepare" if !deallocates => Some(Pin::SqlPrepare),
             b"temp" | b"temporary" if creates => Some(Pin::TempTable),
             // With `UESCAPE` any name can be hidden behind any sign.
-            b"set_config" | b"uescape" => Some(Pin::Setting),
+            b"set_config" | b"uescape" => {
+                self.leaves(Pins::SETTING_IN_TRANSACTION);
+                Some(Pin::Setting)
+            }
             b"declare" => {
                 self.declare = true;
                 None
@@ -396,6 +370,19 @@ impl Scanner {
             }
             _ => None,
         }
+    }
+}
+
+/// What a word changes until the transaction is over, and perhaps no longer, where it begins a statement or stands
+/// behind a SET.
+fn in_transaction(begins: bool, set: Set, word: &[u8]) -> Pins {
+    match (set, word) {
+        (Set::Name(Verb::Set), b"local" | b"transaction" | b"constraints") => Pins::default(),
+        (Set::Local, name) if is_beside_the_meaning(name) => Pins::default(),
+        (Set::Name(_) | Set::Local, _) => Pins::SETTING_IN_TRANSACTION,
+        (_, b"discard" | b"do" | b"call") if begins => Pins::SETTING_IN_TRANSACTION,
+        (_, b"alter" | b"drop" | b"import") if begins => Pins::NAMES_IN_TRANSACTION,
+        _ => Pins::default(),
     }
 }
 

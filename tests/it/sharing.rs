@@ -14,6 +14,8 @@ const NULLS: &str = "SELECT CASE WHEN ('{NULL}'::text[])[1] IS NULL THEN 'null' 
 const NEW_YEAR: &str = "SELECT extract(epoch FROM '2026-01-01 00:00'::timestamptz)::bigint";
 const IN_UTC: &str = "1767225600";
 
+mod meanings;
+
 struct Scene {
     database: Database,
     leash: Leash,
@@ -246,4 +248,104 @@ async fn what_is_parsed_anew_means_what_names_mean_now() {
     let (first, _) = movers.both();
     assert_eq!(run(first, "s", &[]).await, "int");
     movers.end().await;
+}
+
+/// A copy that was made under what one transaction had set is not used in the next one, which has set something else.
+#[tokio::test]
+async fn what_one_transaction_has_set_is_not_the_next_ones() {
+    let scene = Scene::new().await;
+    let mut one = scene.client("one").await;
+    one.query("SET timezone TO 'UTC'").await;
+    prepare(&mut one, "s", NEW_YEAR).await;
+    assert_eq!(run(&mut one, "s", &[]).await, IN_UTC);
+    one.query("BEGIN; SET LOCAL timezone TO 'Asia/Tokyo'").await;
+    run(&mut one, "s", &[]).await;
+    one.query("COMMIT").await;
+    one.query("BEGIN; SET LOCAL array_nulls = off").await;
+    assert_eq!(run(&mut one, "s", &[]).await, IN_UTC);
+    one.query("COMMIT").await;
+    assert_eq!(run(&mut one, "s", &[]).await, IN_UTC);
+    one.query("SET timezone TO 'Asia/Tokyo'").await;
+    run(&mut one, "s", &[]).await;
+    one.query("SET timezone TO 'UTC'").await;
+    one.query("SET datestyle TO 'German'").await;
+    assert_eq!(run(&mut one, "s", &[]).await, IN_UTC);
+    scene.end([one]).await;
+}
+
+/// The same for a client that keeps its connection.
+#[tokio::test]
+async fn what_one_transaction_of_a_pinned_client_has_set_is_not_the_next_ones() {
+    for set in ["SET LOCAL timezone TO 'Asia/Tokyo'", "SELECT set_config('timezone', 'Asia/Tokyo', true)"] {
+        let scene = Scene::new().await;
+        let mut one = scene.client("one").await;
+        one.query("SET timezone TO 'UTC'").await;
+        prepare(&mut one, "s", NEW_YEAR).await;
+        assert_eq!(run(&mut one, "s", &[]).await, IN_UTC);
+        one.query("LISTEN x").await;
+        one.query(&format!("BEGIN; {set}")).await;
+        run(&mut one, "s", &[]).await;
+        one.query("COMMIT").await;
+        assert_eq!(run(&mut one, "s", &[]).await, IN_UTC, "{set}");
+        scene.end([one]).await;
+    }
+}
+
+/// Two statements of a client with the same text, parsed under different settings, are two.
+#[tokio::test]
+async fn what_was_parsed_twice_is_two_statements() {
+    let scene = Scene::new().await;
+    let mut one = scene.client("one").await;
+    one.query("BEGIN; SET LOCAL array_nulls = off").await;
+    prepare(&mut one, "off", NULLS).await;
+    one.query("COMMIT").await;
+    one.query("BEGIN; SET LOCAL timezone TO 'UTC'").await;
+    prepare(&mut one, "on", NULLS).await;
+    one.query("COMMIT").await;
+    assert_eq!(run(&mut one, "on", &[]).await, "null");
+    assert_eq!(run(&mut one, "off", &[]).await, "text");
+    let moment = "SELECT extract(epoch FROM 'now'::timestamptz)";
+    prepare(&mut one, "first", moment).await;
+    let first = run(&mut one, "first", &[]).await;
+    prepare(&mut one, "second", moment).await;
+    assert_ne!(run(&mut one, "second", &[]).await, first);
+    assert_eq!(run(&mut one, "first", &[]).await, first);
+    scene.end([one]).await;
+}
+
+/// What the server takes for constant may be so for one transaction only, such as whose rows it sees.
+#[tokio::test]
+async fn what_one_transaction_has_folded_is_nobody_elses() {
+    let scene = Scene::new().await;
+    let (mut one, mut two) = (scene.client("one").await, scene.client("two").await);
+    one.query("CREATE FUNCTION tenant() RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT current_setting('app.tenant') $$")
+        .await;
+    for client in [&mut one, &mut two] {
+        prepare(client, "s", "SELECT tenant()").await;
+    }
+    for tenant in 1..5 {
+        let client = if tenant % 2 == 1 { &mut one } else { &mut two };
+        client.query(&format!("BEGIN; SET LOCAL app.tenant = '{tenant}'")).await;
+        assert_eq!(run(client, "s", &[]).await, tenant.to_string());
+        client.query("COMMIT").await;
+    }
+    scene.end([one, two]).await;
+}
+
+/// What is sent behind the end of a transaction, before that is answered, is used under what is set then.
+#[tokio::test]
+async fn what_a_transaction_has_set_ends_with_it_in_a_pipeline() {
+    let scene = Scene::new().await;
+    let mut one = scene.client("one").await;
+    one.query("SET timezone TO 'UTC'").await;
+    prepare(&mut one, "s", NEW_YEAR).await;
+    let uses = [raw::bind("s", &[]), raw::execute(0), raw::sync()].concat();
+    let begin = raw::query("BEGIN; SET LOCAL timezone TO 'Asia/Tokyo'");
+    one.send(&[begin, uses.clone(), raw::query("COMMIT"), uses].concat()).await;
+    let mut said = Vec::new();
+    for _ in 0..4 {
+        said.extend(rows(&one.until_ready().await));
+    }
+    assert_eq!(said.last().unwrap()[0].as_deref(), Some(IN_UTC), "{said:?}");
+    scene.end([one]).await;
 }

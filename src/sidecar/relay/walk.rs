@@ -43,6 +43,10 @@ impl Relay<'_> {
                     *sending = frame.tag;
                     if let Some(names) = names {
                         names.follow(vars, words.is_plain());
+                        // Perhaps the transaction that has changed something is over by then.
+                        if pulse.begins_behind() && !words.in_transaction().is_empty() {
+                            names.next_era();
+                        }
                     }
                     let fate = names.as_mut().map_or(Up::Pass, |names| prepared.up(frame, names, pulse));
                     if fate != Up::Wait {
@@ -117,7 +121,11 @@ impl Relay<'_> {
                             b'C' => words.completed(frame.body),
                             b'E' => words.failed(),
                             b'Z' => {
-                                words.ready(frame.body.first() == Some(&b'I'));
+                                let idle = frame.body.first() == Some(&b'I');
+                                words.ready(idle);
+                                if let Some(names) = names.as_deref_mut().filter(|_| idle) {
+                                    prepared.transaction_over(words.in_transaction(), names);
+                                }
                                 words.take_set().into_iter().for_each(|set| assign(vars, set));
                             }
                             _ => {}

@@ -204,7 +204,6 @@ impl Prepared {
                 names.clear();
                 self.shelf.clear();
             }
-            tag if text::changes_meanings(tag) => names.meanings_change(),
             b"DEALLOCATE\0" => {
                 if let Some(Due { what: What::Query, name: Some((name, _)) }) = self.due.head() {
                     let name = Arc::clone(name);

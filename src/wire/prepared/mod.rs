@@ -31,6 +31,7 @@ use super::pulse::Pulse;
 use due::{Due, Queue, What};
 use names::{Held, Parsed};
 use shelf::{Number, Shelf};
+use statement::Scope;
 
 pub use down::Down;
 pub use names::Names;
@@ -137,6 +138,17 @@ impl Prepared {
         names.arrive();
     }
 
+    /// A transaction is over, or perhaps only one before it, in which this was changed.
+    pub fn transaction_over(&mut self, changed: Pins, names: &mut Names) {
+        if !changed.within(Pins::NAMES_IN_TRANSACTION).is_empty() {
+            names.meanings_change();
+        }
+        if !changed.is_empty() {
+            let era = names.next_era();
+            self.shelf.discard_copies(era);
+        }
+    }
+
     /// Nothing is owed by the server any more.
     pub fn settle(&mut self) {
         if !self.due.is_empty() {
@@ -226,9 +238,14 @@ impl Prepared {
     /// A name of the client's is closed.
     fn forgotten(&mut self, name: &[u8], names: &mut Names) {
         // Nobody else knows of it.
-        if let Some((_, Held::Here(number, _))) = names.get(name) {
-            self.shelf.discard(*number);
-        }
+        let number = match names.get(name) {
+            Some((_, Held::Here(number, _))) => Some(*number),
+            Some((_, Held::Anywhere(statement))) if matches!(statement.scope, Scope::Client(..)) => {
+                self.shelf.find(statement)
+            }
+            Some((_, Held::Anywhere(_))) | None => None,
+        };
+        number.into_iter().for_each(|number| self.shelf.discard(number));
         names.remove(name);
     }
 

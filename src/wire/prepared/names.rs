@@ -16,8 +16,9 @@ use crate::wire::vars::{self, Vars};
 pub struct Names {
     /// Those of the pool's clients.
     library: Arc<Library>,
-    /// Told from others of the pool by this.
-    client: u64,
+    /// What is copied for the client alone is told from other copies by this. The server may analyse a copy whenever it
+    /// is used, so a copy has its time: as long as the client's settings are the same, a transaction's included.
+    era: u64,
     /// The client's parameters, and what they have to do with the meaning of a text.
     settings: (Arc<Vars>, Arc<str>),
     /// Whether these alone are what is set on the connection now.
@@ -92,7 +93,7 @@ impl Names {
     /// Of one of the clients who share this library.
     pub fn new(library: Arc<Library>) -> Self {
         Self {
-            client: library.new_client(),
+            era: library.new_number(),
             library,
             settings: (Arc::default(), Arc::from("")),
             plain: false,
@@ -109,10 +110,21 @@ impl Names {
 
     /// What is set on the connection now: `vars`, and nothing else if it is `plain`.
     pub fn follow(&mut self, vars: &Arc<Vars>, plain: bool) {
+        let mut same = self.plain == plain;
         self.plain = plain;
         if !Arc::ptr_eq(&self.settings.0, vars) {
-            self.settings = (Arc::clone(vars), vars::meaning(vars).into());
+            let meaning = vars::meaning(vars);
+            same &= *meaning == *self.settings.1;
+            self.settings = (Arc::clone(vars), meaning.into());
         }
+        if !same {
+            self.next_era();
+        }
+    }
+
+    /// What was copied for the client alone is not used any more; what it was told by.
+    pub fn next_era(&mut self) -> u64 {
+        std::mem::replace(&mut self.era, self.library.new_number())
     }
 
     /// The statement to be used for this one of the client's now. What others share is for those who have its
@@ -120,7 +132,7 @@ impl Names {
     pub fn fitting(&self, statement: Arc<Statement>) -> Arc<Statement> {
         match &statement.scope {
             Scope::Settings(settings, since) if !self.plain || *settings != self.settings.1 => {
-                let scope = Scope::Client(self.client, *since);
+                let scope = Scope::Client(self.era, *since);
                 self.library.shared(Statement { scope, ..(*statement).clone() })
             }
             Scope::Settings(..) | Scope::Client(..) => statement,
@@ -137,7 +149,7 @@ impl Names {
         if self.plain && !text::tells_the_time(text) {
             Scope::Settings(Arc::clone(&self.settings.1), self.library.generation())
         } else {
-            Scope::Client(self.client, self.library.generation())
+            Scope::Client(self.library.new_number(), self.library.generation())
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use super::statement::Statement;
+use super::statement::{Scope, Statement};
 
 /// A statement's number on one connection; the server knows it as `pgleash_<number>`.
 pub type Number = u32;
@@ -75,6 +75,16 @@ impl Shelf {
         self.discarded.push(number);
     }
 
+    /// Copies of one client's that were told by this number are of no use any more.
+    pub fn discard_copies(&mut self, era: u64) {
+        let Self { slots, discarded, .. } = self;
+        slots.retain(|_, slot| {
+            let stays = !matches!(slot.statement.scope, Scope::Client(number, _) if number == era);
+            discarded.extend((!stays).then_some(slot.number));
+            stays
+        });
+    }
+
     /// The server may have something by this number, which is of no use unless it is on the shelf.
     pub fn discard_stub(&mut self, number: Number) {
         if self.slots.values().all(|slot| slot.number != number) {
@@ -119,7 +129,7 @@ fn address(statement: &Arc<Statement>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::statement::{Scope, Shape};
+    use super::super::statement::Shape;
     use super::*;
     use crate::wire::pin::Pins;
 

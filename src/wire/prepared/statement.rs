@@ -31,7 +31,8 @@ pub enum Scope {
     /// Clients of the pool with these settings, who have parsed it since names have changed their meaning for the
     /// so many-th time.
     Settings(Arc<str>, u64),
-    /// This client alone; since then likewise.
+    /// One client alone, by a number that stands for one Parse of its, or for what was copied for it while it had the
+    /// same settings; since then likewise.
     Client(u64, u64),
 }
 
@@ -78,8 +79,9 @@ fn columns(body: &[u8]) -> Option<Vec<u8>> {
 #[derive(Debug, Default)]
 pub struct Library {
     known: Mutex<Known>,
-    clients: AtomicU64,
-    generation: AtomicU64,
+    numbers: AtomicU64,
+    /// How often names have changed their meaning, to all pools of the database.
+    generation: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -92,9 +94,14 @@ struct Known {
 impl Library {
     const SWEEP_FROM: usize = 256;
 
-    /// A number that no other client has.
-    pub fn new_client(&self) -> u64 {
-        self.clients.fetch_add(1, Ordering::Relaxed)
+    /// Another one for the same database: what changes there changes for both.
+    pub fn beside(&self) -> Self {
+        Self { generation: Arc::clone(&self.generation), ..Self::default() }
+    }
+
+    /// A number that was never given before.
+    pub fn new_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// How often names have changed their meaning.

@@ -89,11 +89,6 @@ pub fn tells_the_time(text: &[u8]) -> bool {
         && WORDS.iter().any(|word| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word)))
 }
 
-/// Whether a command that is complete may have changed what a name means to those who parse from now on.
-pub fn changes_meanings(tag: &[u8]) -> bool {
-    [b"CREATE ".as_slice(), b"ALTER ", b"DROP "].iter().any(|verb| tag.starts_with(verb))
-}
-
 /// Up to the first NUL, and what follows it.
 pub fn cstr(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = memchr::memchr(0, body)?;

@@ -89,7 +89,7 @@ fn nothing_hides_behind_a_quote_that_is_none() {
 fn what_ends_state_is_told() {
     let ends = |sql: &str| {
         let found = found(sql);
-        (found.resets, found.releases, found.pins.without(Pins::SETTING_IN_TRANSACTION))
+        (found.resets, found.releases, found.pins.without(Pins::IN_TRANSACTION))
     };
     let none = Pins::default();
     assert_eq!(ends("DISCARD ALL"), (Resets::all(), none, none));
@@ -119,13 +119,56 @@ fn a_setting_counts_until_the_transaction_is_over() {
         "discard all",
         "do $$ begin set local array_nulls = off; end $$",
         "call change_settings()",
+        "select set_config('timezone', 'UTC', true)",
+        "set local lock_timeout = 1; set local work_mem = 1",
+        "SET LOCAL app.tenant = '42'",
     ] {
         assert!(set(text), "{text}");
     }
-    for text in ["update t set x = 1", "select 'set'", "begin", "select set from reset"] {
+    for text in [
+        "update t set x = 1",
+        "select 'set'",
+        "begin",
+        "select set from reset",
+        "set transaction read only",
+        "set constraints all deferred",
+        "SET LOCAL pgleash.hold = '10m'",
+        "set local statement_timeout = 1; set local idle_in_transaction_session_timeout = 1",
+    ] {
         assert!(!set(text), "{text}");
     }
     assert_eq!(pin("set local work_mem = '1GB'"), None, "the client keeps nothing for it");
+}
+
+#[test]
+fn what_changes_what_names_mean_is_told() {
+    let changes = |sql: &str| !found(sql).pins.within(Pins::NAMES_IN_TRANSACTION).is_empty();
+    for text in [
+        "CREATE TABLE t (n int)",
+        "create or replace function f() returns int language sql as 'select 1'",
+        "begin; DROP VIEW v",
+        "/* so */ alter table t rename to u",
+        "import foreign schema s from server f into t",
+        "select 1 as n into t",
+        "with a as (select 1) select * into t from a",
+        "explain analyze create table t as select 1",
+        "do $$ begin alter table t add n int; end $$",
+        "do $$ begin execute 'drop table t'; end $$",
+        "commit prepared 'x'",
+    ] {
+        assert!(changes(text), "{text}");
+    }
+    for text in [
+        "insert into t values (1)",
+        "insert /* here */ into t values ('create')",
+        "merge into t using u on true when matched then delete",
+        "select alter, drop from t",
+        "select 'create table t'",
+        "select 1 /*action='create',route='into'*/",
+        "set local work_mem = 1",
+    ] {
+        assert!(!changes(text), "{text}");
+    }
 }
 
 #[test]
