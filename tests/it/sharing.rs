@@ -332,6 +332,31 @@ async fn what_one_transaction_has_folded_is_nobody_elses() {
     scene.end([one, two]).await;
 }
 
+/// The letters of a text are read once, by the server of one's own. What would be read as something else has to be made
+/// anew, and its client is told so as after a change of its tables.
+#[tokio::test]
+async fn a_text_is_never_read_as_another_one() {
+    for (text, set, back) in [
+        ("SELECT length('é')", "SET client_encoding TO 'LATIN1'", "SET client_encoding TO 'UTF8'"),
+        (
+            "SELECT length('\\n') - 1",
+            "SET standard_conforming_strings = off",
+            "SET standard_conforming_strings = on",
+        ),
+    ] {
+        let scene = Scene::new().await;
+        let mut one = scene.client("one").await;
+        prepare(&mut one, "s", text).await;
+        assert_eq!(run(&mut one, "s", &[]).await, "1");
+        one.query(set).await;
+        let answer = say(&mut one, &[raw::bind("s", &[]), raw::execute(0), raw::sync()]).await;
+        assert_eq!((tags(&answer).as_str(), answer[0].field('C').as_str()), ("EZ", "0A000"), "{text}");
+        one.query(back).await;
+        assert_eq!(run(&mut one, "s", &[]).await, "1");
+        scene.end([one]).await;
+    }
+}
+
 /// What is sent behind the end of a transaction, before that is answered, is used under what is set then.
 #[tokio::test]
 async fn what_a_transaction_has_set_ends_with_it_in_a_pipeline() {

@@ -161,8 +161,7 @@ impl Prepared {
                 let made = if same {
                     wanted
                 } else {
-                    let (scope, text, pins) = (wanted.scope.clone(), wanted.text.clone(), wanted.pins);
-                    names.shared(Statement { scope, text, types: told.types, shape: told.shape, pins })
+                    names.shared(Statement { types: told.types, shape: told.shape, ..(*wanted).clone() })
                 };
                 self.shelf.put(made, number);
                 self.course = if same { Course::Clear } else { Course::Fails };
@@ -293,6 +292,6 @@ impl Prepared {
 
 fn statement(draft: Draft, told: Told) -> Statement {
     let sql = text::cstr(&draft.body).map_or(draft.body.len(), |(sql, _)| sql.len() + 1);
-    let Draft { body, pins, scope } = draft;
-    Statement { scope, text: body[..sql].into(), types: told.types, shape: told.shape, pins }
+    let Draft { body, pins, scope, reading } = draft;
+    Statement { scope, text: body[..sql].into(), reading, types: told.types, shape: told.shape, pins }
 }

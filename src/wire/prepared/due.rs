@@ -82,6 +82,8 @@ pub struct Draft {
     pub pins: Pins,
     /// Who may use it.
     pub scope: Scope,
+    /// How its letters are read.
+    pub reading: Option<Arc<str>>,
 }
 
 impl Due {

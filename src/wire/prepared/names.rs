@@ -21,6 +21,8 @@ pub struct Names {
     era: u64,
     /// The client's parameters, and what they have to do with the meaning of a text.
     settings: (Arc<Vars>, Arc<str>),
+    /// How they have a text's letters read.
+    reading: Arc<str>,
     /// Whether these alone are what is set on the connection now.
     plain: bool,
     named: HashMap<Arc<[u8]>, Held, RandomState>,
@@ -96,6 +98,7 @@ impl Names {
             era: library.new_number(),
             library,
             settings: (Arc::default(), Arc::from("")),
+            reading: vars::reading(&Vars::default()).into(),
             plain: false,
             named: HashMap::default(),
             kept: 0,
@@ -116,6 +119,7 @@ impl Names {
             let meaning = vars::meaning(vars);
             same &= *meaning == *self.settings.1;
             self.settings = (Arc::clone(vars), meaning.into());
+            self.reading = vars::reading(vars).into();
         }
         if !same {
             self.next_era();
@@ -151,6 +155,17 @@ impl Names {
         } else {
             Scope::Client(self.library.new_number(), self.library.generation())
         }
+    }
+
+    /// How a text with these letters is read, if there is more than one way.
+    pub fn reading(&self, text: &[u8]) -> Option<Arc<str>> {
+        let is_clear = text.is_ascii() && memchr::memchr(b'\\', text).is_none();
+        (!is_clear).then(|| Arc::clone(&self.reading))
+    }
+
+    /// Whether a statement's text would be read now as it was.
+    pub fn reads(&self, statement: &Statement) -> bool {
+        statement.reading.as_ref().is_none_or(|reading| *reading == self.reading)
     }
 
     /// What the client calls by this name.

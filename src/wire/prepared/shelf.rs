@@ -137,6 +137,7 @@ mod tests {
         Arc::new(Statement {
             scope: Scope::Client(1, 0),
             text: n.to_string().into_bytes().into(),
+            reading: None,
             types: [0, 0].into(),
             shape: Shape::of(b'n', b""),
             pins: Pins::default(),

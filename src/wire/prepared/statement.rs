@@ -15,6 +15,8 @@ pub struct Statement {
     pub scope: Scope,
     /// The text, with its NUL.
     pub text: Box<[u8]>,
+    /// How its letters were read, if there is more than one way.
+    pub reading: Option<Arc<str>>,
     /// Parameter types as Parse has them: their number, then their oids.
     pub types: Box<[u8]>,
     /// What Describe says of its rows.
@@ -142,6 +144,7 @@ mod tests {
         Statement {
             scope: Scope::Client(1, 0),
             text: text.as_bytes().into(),
+            reading: None,
             types: [0, 0].into(),
             shape: Shape::of(b'n', b""),
             pins: Pins::default(),

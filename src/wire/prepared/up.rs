@@ -27,8 +27,10 @@ pub enum Up {
 /// Where a statement is, seen from here.
 enum Way {
     Here(Number, Pins),
-    /// It can be made here.
-    There(Arc<Statement>),
+    /// It is asked for, and the client's frame waits.
+    Coming,
+    /// Its text would be read as another here.
+    Nowhere,
 }
 
 impl Prepared {
@@ -156,8 +158,8 @@ impl Prepared {
                     Some(Change::Make(name, ..)) => Some((Arc::clone(name), number)),
                     _ => None,
                 };
-                let scope = names.scope(&body);
-                self.due.push(What::Learn(Box::new(Draft { body, pins: found, scope })), name);
+                let (scope, reading) = (names.scope(&body), names.reading(&body));
+                self.due.push(What::Learn(Box::new(Draft { body, pins: found, scope, reading })), name);
             }
             Parsing::Long => {
                 self.made_with(found);
@@ -196,9 +198,7 @@ impl Prepared {
         pulse: &mut Pulse,
     ) -> Up {
         if std::mem::take(&mut self.course) == Course::Fails {
-            let parameters = if frame.tag == b'D' { self.parameters(name, names) } else { None };
-            self.due.push(What::Fails(Failure::Stale, parameters), None);
-            return self.rename(frame, at, name, NOBODY);
+            return self.fail(frame, at, name, names);
         }
         if name.is_empty() {
             return self.use_unnamed(frame, at, what, names, pulse);
@@ -210,7 +210,11 @@ impl Prepared {
                 self.rename(frame, at, name, NOBODY)
             }
             Found::Held(known, held) => {
-                let Some((number, pins)) = self.fetch(held, names, pulse) else { return Up::Wait };
+                let (number, pins) = match self.fetch(held, names, pulse) {
+                    Way::Here(number, pins) => (number, pins),
+                    Way::Coming => return Up::Wait,
+                    Way::Nowhere => return self.fail(frame, at, name, names),
+                };
                 if matches!(what, What::Bind) {
                     self.pins = pins;
                 }
@@ -218,6 +222,13 @@ impl Prepared {
                 self.rename(frame, at, name, number)
             }
         }
+    }
+
+    /// What the client means by the name is not to be had: it is told to make it anew.
+    fn fail(&mut self, frame: Frame<'_>, at: usize, name: &[u8], names: &Names) -> Up {
+        let parameters = if frame.tag == b'D' { self.parameters(name, names) } else { None };
+        self.due.push(What::Fails(Failure::Stale, parameters), None);
+        self.rename(frame, at, name, NOBODY)
     }
 
     /// The parameters of a statement as the client knows them.
@@ -250,23 +261,18 @@ impl Prepared {
         self.rename(frame, 1, name, NOBODY)
     }
 
-    /// The number of a statement here. If it is not here, it is asked for, and the client's frame waits.
-    fn fetch(&mut self, held: Held, names: &Names, pulse: &mut Pulse) -> Option<(Number, Pins)> {
-        let way = match held {
-            Held::Here(number, pins) => Way::Here(number, pins),
-            Held::Anywhere(statement) => {
-                let statement = names.fitting(statement);
-                match self.shelf.find(&statement) {
-                    Some(number) => Way::Here(number, statement.pins),
-                    None => Way::There(statement),
-                }
-            }
+    /// Where a statement is. If it is not here, it is asked for.
+    fn fetch(&mut self, held: Held, names: &Names, pulse: &mut Pulse) -> Way {
+        let statement = match held {
+            Held::Here(number, pins) => return Way::Here(number, pins),
+            Held::Anywhere(statement) => names.fitting(statement),
         };
-        match way {
-            Way::Here(number, pins) => Some((number, pins)),
-            Way::There(statement) => {
+        match self.shelf.find(&statement) {
+            Some(number) => Way::Here(number, statement.pins),
+            None if !names.reads(&statement) => Way::Nowhere,
+            None => {
                 self.make_here(statement, pulse);
-                None
+                Way::Coming
             }
         }
     }
