@@ -15,6 +15,7 @@ const NEW_YEAR: &str = "SELECT extract(epoch FROM '2026-01-01 00:00'::timestampt
 const IN_UTC: &str = "1767225600";
 
 mod meanings;
+mod rough;
 
 struct Scene {
     database: Database,
