@@ -208,11 +208,18 @@ pub fn expected(resets: &Resets, own: &Vars, left: &Vars, defaults: &BTreeMap<St
     expected
 }
 
+/// It runs while parameters are set, and stops when it is set to 0.
+const TIMEOUT: &str = "statement_timeout";
+
 /// The SQL that takes a connection on which `have` was set to one on which `want` is set; `None`
 /// if nothing differs. Values go through `set_config`, so that lists such as `search_path` are read
 /// as the server reads them, and no value can end its literal.
 pub fn change(have: &Vars, want: &Vars) -> Option<String> {
     let mut sql = String::new();
+    // The limit of whoever had the connection is none for what is set for the next one.
+    if have.contains_key(TIMEOUT) && have.get(TIMEOUT) != want.get(TIMEOUT) {
+        sql.push_str("SET statement_timeout = 0;");
+    }
     for name in have.keys().filter(|name| !want.contains_key(*name)) {
         sql.push_str("RESET ");
         sql.push_str(&identifier(name));
@@ -277,6 +284,18 @@ mod tests {
         taken.add(set(0));
         assert!(taken.has(&set(1)) && !taken.has(&set(2)), "what is asked for stays");
         assert_eq!(taken.0.len(), Taken::MOST);
+    }
+
+    #[test]
+    fn the_limit_of_one_client_ends_before_the_next_ones_parameters_are_set() {
+        let short = vars(&[("statement_timeout", "1")]);
+        let other = vars(&[("lc_time", "C"), ("statement_timeout", "5s")]);
+        let set = "SELECT pg_catalog.set_config('lc_time','C',false),\
+                   pg_catalog.set_config('statement_timeout','5s',false)";
+        assert_eq!(change(&short, &other), Some(format!("SET statement_timeout = 0;{set}")));
+        assert_eq!(change(&Vars::new(), &other).as_deref(), Some(set));
+        let reset = "SET statement_timeout = 0;RESET \"statement_timeout\";";
+        assert_eq!(change(&short, &Vars::new()).as_deref(), Some(reset));
     }
 
     #[test]

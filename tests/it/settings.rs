@@ -27,7 +27,11 @@ impl Scene {
     }
 
     async fn expecting(events: &[&'static str]) -> Self {
-        let database = Server::shared().database().await;
+        Self::on(Server::shared(), events).await
+    }
+
+    async fn on(server: &Server, events: &[&'static str]) -> Self {
+        let database = server.database().await;
         let setup = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 1);
         let leash = setup.expecting(events).start().await;
         let one = Raw::login(&leash.endpoint(), "one").await;
@@ -151,6 +155,28 @@ async fn a_setting_in_disguise_is_no_neighbours() {
     assert_eq!(scene.one.one(sql).await, "7MB");
     scene.leash.pool_when("it pins", |pool| pool["holders"][0]["pinned"] == "setting").await;
     assert!(tags(&scene.one.query("DISCARD ALL").await).ends_with('Z'));
+    scene.end().await;
+}
+
+/// A client's limit for its own statements is none for what has to be set for the next one, which waits for a lock.
+#[tokio::test]
+async fn a_short_limit_is_not_the_neighbours() {
+    // All databases of a server have the table that is locked.
+    let server = Server::private();
+    let mut scene = Scene::on(&server, &[]).await;
+    assert_eq!(tags(&scene.two.query("SET default_tablespace = 'pg_default'").await), "CZ");
+    assert_eq!(tags(&scene.two.query("SET statement_timeout = '25s'").await), "CZ");
+    assert_eq!(tags(&scene.one.query("SET statement_timeout = '100ms'").await), "CZ");
+    let locker = scene.database.admin().await;
+    locker.batch_execute("BEGIN; LOCK TABLE pg_catalog.pg_tablespace").await.unwrap();
+    scene.two.send(&raw::query("SHOW statement_timeout")).await;
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'pg_tablespace'::regclass \
+                   AND clock_timestamp() - waitstart > '150ms'::interval";
+    eventually("it has waited for longer", async || (locker.one(waiting).await == "1").then_some(())).await;
+    locker.batch_execute("COMMIT").await.unwrap();
+    let answer = scene.two.until_ready().await;
+    assert_eq!(raw::rows(&answer)[0][0].as_deref(), Some("25s"));
+    locker.close().await;
     scene.end().await;
 }
 
