@@ -18,6 +18,8 @@ pub struct Words {
     reported: Reported,
     scanner: Option<(u8, Scanner)>,
     pinned: Pins,
+    /// How often something was changed that may end with its transaction.
+    changes: u64,
     /// Pinned since the connection was quiet last: not to be released by what was sent before.
     fresh: Pins,
     /// What texts that were sent since then will end if they run.
@@ -75,6 +77,7 @@ impl Words {
             reported,
             scanner: None,
             pinned,
+            changes: 0,
             fresh: Pins::default(),
             asked: Ends::default(),
             unnamed: Ends::default(),
@@ -203,6 +206,7 @@ impl Words {
         let pins = if self.follow.spares() { pins.without(Pins::of(Pin::Setting)) } else { pins };
         self.pinned = self.pinned.and(pins);
         self.fresh = self.fresh.and(pins);
+        self.changes += u64::from(!pins.within(Pins::IN_TRANSACTION).is_empty());
     }
 
     /// The server has completed a command: only what it says has ended has ended.
@@ -294,9 +298,11 @@ impl Words {
         self.back.clear();
     }
 
-    /// Whether what a text means to the server is told by the session's parameters alone.
-    pub fn is_plain(&self) -> bool {
-        self.pinned.is_empty() && self.resets.is_empty() && self.applied == Applied::Known
+    /// Whether what a text means to the server is told by the session's parameters alone; and how often something was
+    /// changed that may end with its transaction.
+    pub fn standing(&self) -> (bool, u64) {
+        let plain = self.pinned.is_empty() && self.resets.is_empty() && self.applied == Applied::Known;
+        (plain, self.changes)
     }
 
     /// What has been changed that counts for the client alone until its transaction is over.

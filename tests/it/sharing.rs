@@ -16,6 +16,7 @@ const IN_UTC: &str = "1767225600";
 
 mod meanings;
 mod rough;
+mod within;
 
 struct Scene {
     database: Database,

@@ -42,7 +42,7 @@ impl Relay<'_> {
                 Cut::Frame(frame, taken) => {
                     *sending = frame.tag;
                     if let Some(names) = names {
-                        names.follow(vars, words.is_plain());
+                        names.follow(vars, words.standing());
                         // Perhaps the transaction that has changed something is over by then.
                         if pulse.begins_behind() && !words.in_transaction().is_empty() {
                             names.next_era();
@@ -118,7 +118,14 @@ impl Relay<'_> {
                         *last_was_fatal = frame.tag == b'E' && is_fatal(frame.body);
                         match frame.tag {
                             b'S' => follow(vars, frame.body),
-                            b'C' => words.completed(frame.body),
+                            b'C' => {
+                                words.completed(frame.body);
+                                // With AND CHAIN, or of a savepoint, it is not idle then.
+                                let ends = [b"COMMIT\0".as_slice(), b"ROLLBACK\0"].contains(&frame.body);
+                                if let Some(names) = names.as_deref_mut().filter(|_| ends) {
+                                    prepared.transaction_over(words.in_transaction(), names);
+                                }
+                            }
                             b'E' => words.failed(),
                             b'Z' => {
                                 let idle = frame.body.first() == Some(&b'I');

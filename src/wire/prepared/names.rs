@@ -23,8 +23,9 @@ pub struct Names {
     settings: (Arc<Vars>, Arc<str>),
     /// How they have a text's letters read.
     reading: Arc<str>,
-    /// Whether these alone are what is set on the connection now.
-    plain: bool,
+    /// Whether these alone are what is set on the connection now; and how often something was set that may end with its
+    /// transaction.
+    standing: (bool, u64),
     named: HashMap<Arc<[u8]>, Held, RandomState>,
     /// Bytes of the statements that can be made anywhere, shared or not.
     kept: usize,
@@ -99,7 +100,7 @@ impl Names {
             library,
             settings: (Arc::default(), Arc::from("")),
             reading: vars::reading(&Vars::default()).into(),
-            plain: false,
+            standing: (false, 0),
             named: HashMap::default(),
             kept: 0,
             unnamed: Unnamed::default(),
@@ -111,10 +112,11 @@ impl Names {
         self.unnamed.place = Place::Elsewhere;
     }
 
-    /// What is set on the connection now: `vars`, and nothing else if it is `plain`.
-    pub fn follow(&mut self, vars: &Arc<Vars>, plain: bool) {
-        let mut same = self.plain == plain;
-        self.plain = plain;
+    /// What is set on the connection now: `vars`, and nothing else if the first of `standing` says so. The second is how
+    /// often something was set that may end with its transaction.
+    pub fn follow(&mut self, vars: &Arc<Vars>, standing: (bool, u64)) {
+        let mut same = self.standing == standing;
+        self.standing = standing;
         if !Arc::ptr_eq(&self.settings.0, vars) {
             let meaning = vars::meaning(vars);
             same &= *meaning == *self.settings.1;
@@ -135,7 +137,7 @@ impl Names {
     /// settings and no others: whoever uses it, the server may analyse it anew at that moment, under his.
     pub fn fitting(&self, statement: Arc<Statement>) -> Arc<Statement> {
         match &statement.scope {
-            Scope::Settings(settings, since) if !self.plain || *settings != self.settings.1 => {
+            Scope::Settings(settings, since) if !self.standing.0 || *settings != self.settings.1 => {
                 let scope = Scope::Client(self.era, *since);
                 self.library.shared(Statement { scope, ..(*statement).clone() })
             }
@@ -150,7 +152,7 @@ impl Names {
 
     /// Who may use a statement with this text that is parsed now.
     pub fn scope(&self, text: &[u8]) -> Scope {
-        if self.plain && !text::tells_the_time(text) {
+        if self.standing.0 && !text::tells_the_time(text) {
             Scope::Settings(Arc::clone(&self.settings.1), self.library.generation())
         } else {
             Scope::Client(self.library.new_number(), self.library.generation())

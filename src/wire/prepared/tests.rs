@@ -101,7 +101,7 @@ impl Scene {
         };
         scene.servers[1].2.statements.insert(Vec::new(), b"a stranger's".to_vec());
         scene.servers[0].2.statements.insert(Vec::new(), b"a stranger's".to_vec());
-        scene.names.follow(&Arc::default(), true);
+        scene.names.follow(&Arc::default(), (true, 0));
         scene.servers[0].0.begin(&mut scene.names);
         scene
     }
