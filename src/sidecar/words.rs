@@ -310,6 +310,11 @@ impl Words {
         self.pinned.within(Pins::IN_TRANSACTION)
     }
 
+    /// Whether names mean something else to the client, and perhaps soon to others.
+    pub fn changes_names(&self) -> bool {
+        !self.pinned.within(Pins::NAMES_IN_TRANSACTION).is_empty()
+    }
+
     /// Why the connection has to be kept; `None` if it has not.
     pub fn pinned(&self) -> Option<Pin> {
         self.pinned.told()

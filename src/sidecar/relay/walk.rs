@@ -86,6 +86,10 @@ impl Relay<'_> {
                     prepared.up_ends(found, names, pulse);
                     up.put(prepared.out());
                     words.pin(prepared.take_pins());
+                    // From now on it may be over, and others may be told so by the server before pgleash is.
+                    if matches!(*sending, b'Q' | b'S') && words.changes_names() {
+                        names.meanings_change();
+                    }
                 }
             }
         }

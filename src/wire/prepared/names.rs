@@ -183,7 +183,13 @@ impl Names {
     }
 
     /// The statement of this name is known now, and can be made anywhere; unless there are too many.
-    pub fn learn(&mut self, name: &Arc<[u8]>, statement: Statement) -> Option<Arc<Statement>> {
+    pub fn learn(&mut self, name: &Arc<[u8]>, mut statement: Statement) -> Option<Arc<Statement>> {
+        // It may have been analysed before names changed their meaning, or after.
+        if let Scope::Settings(_, since) = statement.scope
+            && since != self.library.generation()
+        {
+            statement.scope = Scope::Client(self.library.new_number(), since);
+        }
         if self.named.len() > Self::MOST || self.kept + statement.bytes() > Self::MOST_BYTES {
             return None;
         }

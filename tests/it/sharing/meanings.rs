@@ -3,7 +3,7 @@
 
 use super::{Scene, prepare, run};
 use crate::support::raw::{self, Raw, tags};
-use crate::support::{Leash, Mode, Server};
+use crate::support::{Leash, Mode, Server, eventually};
 
 const WHICH: &str = "SELECT which FROM t";
 
@@ -119,6 +119,39 @@ async fn what_is_parsed_while_ddl_is_under_way_is_not_what_is_parsed_after_it() 
     holders.leave_only(&its, true).await;
     assert_eq!(run(&mut fresh, "s", &[]).await, "front", "where it was parsed before the COMMIT");
     holders.let_go().await;
+    scene.end([migration, old, fresh, holders.0, holders.1]).await;
+}
+
+/// A text that waits for a lock means what it means when it gets it: by then it is not what it was when it was sent.
+#[tokio::test]
+async fn what_waits_for_ddl_means_what_it_means_after_it() {
+    let scene = scene(2).await;
+    let mut holders = Holders::new(&scene).await;
+    let (mut migration, mut old, mut fresh) =
+        (scene.client("migration").await, scene.client("old").await, scene.client("fresh").await);
+    let admin = scene.database.admin().await;
+    admin.batch_execute("ALTER TABLE public.t OWNER TO app").await.unwrap();
+    prepare(&mut old, "s", WHICH).await;
+    let first = pid(&mut old).await;
+    for is_first in [true, false] {
+        holders.leave_only(&first, is_first).await;
+        assert_eq!(run(&mut old, "s", &[]).await, "back");
+        holders.let_go().await;
+    }
+    all_say(&mut [&mut migration], "BEGIN").await;
+    all_say(&mut [&mut migration], "LOCK TABLE public.t").await;
+    all_say(&mut [&mut migration], "CREATE TABLE front.t AS SELECT 'front'::text AS which").await;
+    fresh.send(&[raw::parse("s", WHICH), raw::sync()].concat()).await;
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'public.t'::regclass";
+    eventually("it waits", async || (admin.one(waits).await == "1").then_some(())).await;
+    all_say(&mut [&mut migration], "COMMIT").await;
+    assert_eq!(tags(&fresh.until_ready().await), "1Z");
+    for is_first in [true, false] {
+        holders.leave_only(&first, is_first).await;
+        assert_eq!(run(&mut fresh, "s", &[]).await, "front");
+        holders.let_go().await;
+    }
+    admin.close().await;
     scene.end([migration, old, fresh, holders.0, holders.1]).await;
 }
 
