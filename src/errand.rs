@@ -1,6 +1,9 @@
 //! A server connection that pgleash itself has something to ask on: nobody's checkout, and counted as none. Floor 3.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use deadpool_postgres::ClientWrapper;
+use tokio::sync;
 
 use crate::checkout::Kit;
 use crate::clock;
@@ -10,6 +13,7 @@ use crate::ids::Holder;
 use crate::pool::{CheckoutError, WatchedPool};
 use crate::queue::settle;
 use crate::rack::Spare;
+use crate::wire::vars::{Taken, Vars};
 
 /// A connection on an errand; its wire stays at home. Dropping it closes the connection.
 pub struct Errand {
@@ -17,7 +21,40 @@ pub struct Errand {
     kit: Option<Kit>,
 }
 
+/// What the server has been asked to take.
+#[derive(Default)]
+pub struct Trials {
+    taken: Mutex<Taken>,
+    turn: sync::Mutex<()>,
+}
+
+impl Trials {
+    /// There is another server to ask.
+    pub(crate) fn forget(&self) {
+        *self.taken() = Taken::default();
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl WatchedPool {
+    /// Whether the server has taken these parameters before.
+    pub fn takes(&self, vars: &Vars) -> bool {
+        self.inner().trials.taken().has(vars)
+    }
+
+    /// The server has taken these parameters.
+    pub fn has_taken(&self, vars: Vars) {
+        self.inner().trials.taken().add(vars);
+    }
+
+    /// Waits for the turn to ask whether it does: one connection is enough for a crowd, which may ask the same.
+    pub async fn turn_to_ask(&self) -> sync::MutexGuard<'_, ()> {
+        self.inner().trials.turn.lock().await
+    }
+
     /// Waits for a slot and a connection as [`WatchedPool::checkout`] does, on behalf of this client.
     ///
     /// Cancel safe: a dropped call gives its slot and its connection back.

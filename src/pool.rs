@@ -22,6 +22,7 @@ use crate::checkout::{Checkout, Kit};
 use crate::clock;
 use crate::conn::{Leash, ServerConn, Tether};
 use crate::dial::Target;
+use crate::errand::Trials;
 use crate::event::{CloseReason, Event, Evidence, Reason, Sink};
 use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey};
 use crate::janitor::{self, Job};
@@ -35,7 +36,6 @@ use crate::snapshot::PoolSnapshot;
 use crate::survey::Survey;
 use crate::valve::{Flow, Valve};
 use crate::wire::prepared::Library;
-use crate::wire::vars::{Taken, Vars};
 
 pub use crate::dial::describe;
 
@@ -91,7 +91,7 @@ pub(crate) struct Inner {
     pub(crate) janitor: mpsc::UnboundedSender<Job>,
     welcome: ArcSwapOption<BTreeMap<String, String>>,
     /// What clients have asked for at their logins that the server took.
-    taken: Mutex<Taken>,
+    pub(crate) trials: Trials,
 }
 
 /// Why there is no connection for a client.
@@ -160,7 +160,7 @@ impl WatchedPool {
             library: Arc::new(library),
             janitor,
             welcome: ArcSwapOption::empty(),
-            taken: Mutex::default(),
+            trials: Trials::default(),
             key,
             policy,
             valve,
@@ -236,16 +236,6 @@ impl WatchedPool {
         self.0.welcome.load_full()
     }
 
-    /// Whether the server has taken these parameters before.
-    pub fn takes(&self, vars: &Vars) -> bool {
-        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner).has(vars)
-    }
-
-    /// The server has taken these parameters.
-    pub fn has_taken(&self, vars: Vars) {
-        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner).add(vars);
-    }
-
     /// Which (database, user) it serves.
     pub fn key(&self) -> &PoolKey {
         &self.0.key
@@ -279,7 +269,7 @@ impl WatchedPool {
     /// From now on connections go to this server; those that went elsewhere are closed as they come home.
     pub fn retarget(&self, target: &Target) {
         self.0.target.store(Arc::new(target.for_login(&self.0.key.database, &self.0.key.user)));
-        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = Taken::default();
+        self.0.trials.forget();
     }
 
     /// Whether a connection that nobody uses may stay in the pool.

@@ -36,7 +36,14 @@ pub(super) async fn hear(
     }
     // Whoever waits for so long in vain has not waited in vain for a connection of its own.
     let patience = PATIENCE.min(hub.config.load().policy.wait_timeout / 2);
-    let Ok(Ok(errand)) = tokio::time::timeout(patience, pool.errand(holder)).await else { return Ok(()) };
+    let asking = async {
+        let turn = pool.turn_to_ask().await;
+        if pool.takes(&news) {
+            return None;
+        }
+        pool.errand(holder).await.ok().map(|errand| (turn, errand))
+    };
+    let Ok(Some((_turn, errand))) = tokio::time::timeout(patience, asking).await else { return Ok(()) };
     let vars = hub.shared_vars(settings_of(startup));
     match set_parameters(errand.conn(), errand.client(), &vars).await {
         Ok(()) => {

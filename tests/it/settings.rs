@@ -7,6 +7,7 @@ use crate::support::{Database, Leash, Mode, Server, eventually, finish, in_both_
 in_both_modes! {
     a_login_is_tried_once,
     a_login_that_the_server_refuses_leaves_nothing,
+    a_crowd_is_tried_on_one_connection,
     a_login_does_not_wait_for_a_full_pool,
     a_login_that_could_not_be_tried_is_refused_later,
     a_login_in_a_pause_is_let_in,
@@ -380,6 +381,17 @@ async fn a_login_that_the_server_refuses_leaves_nothing(mode: Mode) {
     assert_ne!(next.one("SHOW search_path").await, "elsewhere");
     next.close().await;
     assert_eq!(leash.metrics().await.sum("connections_opened_total", &[]), 1.0);
+    finish(leash, &database).await;
+}
+
+async fn a_crowd_is_tried_on_one_connection(mode: Mode) {
+    let database = Server::shared().database().await;
+    let leash = Leash::on(&database).mode(mode).set("pool.size", 8).start().await;
+    leash.endpoint().raw("first").await.close().await;
+    let sizes = ["5MB", "6MB", "7MB"].map(|size| [("work_mem", size)]);
+    let crowd = futures_util::future::join_all((0..30).map(|n| enter(&leash, &sizes[n % 3]))).await;
+    assert_eq!(leash.metrics().await.sum("connections_opened_total", &[]), 1.0);
+    futures_util::future::join_all(crowd.into_iter().map(Raw::close)).await;
     finish(leash, &database).await;
 }
 
