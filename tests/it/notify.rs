@@ -228,7 +228,9 @@ async fn a_server_that_goes_and_comes_back_is_an_alert_that_is_resolved() {
     tap.turn(Manner::Pass(database.port));
     let resolve = pagerduty.wait_for("a resolve", action("resolve")).await.json();
     assert_eq!(resolve["dedup_key"], trigger["dedup_key"]);
-    drop(client);
+    // Whoever has waited for it is served.
+    while !raw::tags(&client.until_ready().await).ends_with("TDCZ") {}
+    client.close().await;
     finish(leash, &database).await;
 }
 
