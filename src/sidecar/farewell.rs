@@ -1,8 +1,13 @@
 //! What a client is told when its session ends. Floor 4.
 
+use std::mem::MaybeUninit;
+
+use socket2::SockRef;
+
 use crate::dial::is_unreachable;
 use crate::event::Reason;
 use crate::pool::{CheckoutError, describe};
+use crate::switch::Io;
 use crate::wire::reply::{self, SqlState};
 
 /// What a client is told that gets no connection: the server's own words if it had any.
@@ -79,4 +84,23 @@ pub fn reclaimed(reason: Reason, asked: Asked) -> Vec<u8> {
     let hint = "The transaction, if any, was rolled back. Look for a code path that does not return its \
                 connection.";
     reply::fatal(state, &message, Some(hint))
+}
+
+/// Takes what has come from a client that has been told its last word. A socket that is closed with unread bytes in
+/// it is answered for with a reset, and that may overtake the word (RFC 1122, 4.2.2.13).
+pub fn drop_unread(io: &Io) {
+    /// Nobody is heard for longer.
+    const MOST: usize = 64;
+    let mut bytes = [MaybeUninit::uninit(); 4096];
+    let socket = match io {
+        Io::Tcp(stream) => SockRef::from(stream),
+        Io::Unix(stream) => SockRef::from(stream),
+        Io::Served(stream) => SockRef::from(stream.get_ref().0),
+        Io::Tls(_) => return,
+    };
+    for _ in 0..MOST {
+        if !matches!(socket.recv(&mut bytes), Ok(1..)) {
+            return;
+        }
+    }
 }

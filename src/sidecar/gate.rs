@@ -26,7 +26,7 @@ use super::Hub;
 use super::auth::Origin;
 use super::cancel::CancelKey;
 use super::entry::{first_packet, prove};
-use super::farewell::{draining, refusal};
+use super::farewell::{draining, drop_unread, refusal};
 use super::greeting::{greeting, settings_of};
 use super::pipe::Pipe;
 use super::reader::Reader;
@@ -123,6 +123,7 @@ pub async fn admit(hub: Arc<Hub>, caller: Caller) {
     // What is needed for the way in is let go of behind the door.
     let Some(mut session) = Box::pin(let_in(hub, caller)).await else { return };
     session.serve().await;
+    drop_unread(&session.client);
 }
 
 /// The session of a caller who may come in; nobody else is left waiting.
@@ -320,6 +321,7 @@ async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
             caller.io.shutdown().await
         };
         let _ = tokio::time::timeout(LAST_WORD, telling).await;
+        drop_unread(&caller.io);
     }
 }
 

@@ -38,6 +38,13 @@ pub type Assigned = (String, Option<String>);
 ///
 /// A name with a dot is left out: what an extension, or a policy on rows, makes of it is not known.
 pub fn assigned(sql: &[u8]) -> Option<Assigned> {
+    let begins = |word: &[u8]| {
+        sql.trim_ascii_start().get(..word.len()).is_some_and(|head| head.eq_ignore_ascii_case(word))
+    };
+    // Nearly all texts are something else.
+    if !begins(b"set") && !begins(b"reset") {
+        return None;
+    }
     let is_read = |sql: &&str| sql.len() <= LONGEST && sql.is_ascii();
     let sql = std::str::from_utf8(sql).ok().filter(is_read)?.trim();
     let sql = sql.strip_suffix(';').unwrap_or(sql).trim_end();
