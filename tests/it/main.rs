@@ -19,6 +19,7 @@ mod fuzz;
 mod handover;
 mod leaks;
 mod lifecycle;
+mod logins;
 mod malformed;
 mod notify;
 mod outage;
