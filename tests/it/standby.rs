@@ -158,17 +158,20 @@ async fn a_failover_with_clients_in_different_states(mode: Mode) {
     leash.pool_when("three wait", |pool| pool["waiting"] == 3).await;
 
     pair.primary.stop();
+    let mut by_the_server = 0;
     for client in &mut cut {
         let told = client.until_closed().await;
         let words = told.iter().filter(|frame| "NE".contains(frame.tag));
         let codes: Vec<String> = words.map(|frame| frame.field('C')).collect();
-        assert_eq!(
-            codes.first().map(String::as_str),
-            Some("57P01"),
-            "the server's own word first: {codes:?}"
-        );
+        match codes.first().map(String::as_str) {
+            Some("57P01") => by_the_server += 1,
+            // A server that ends at once may end before all of its backends have said so.
+            Some("08006") if codes.len() == 1 => {}
+            _ => panic!("the server's own word first: {codes:?}"),
+        }
         assert!(told.last().is_some_and(|frame| frame.tag == 'E'), "{codes:?}");
     }
+    assert!(by_the_server > 0, "the server has told nobody");
     let failed = leash.event("upstream_failed", |_| true).await;
     assert_eq!(failed["sqlstate"], "08006", "{failed}");
     let mut early = join_all((0..2).map(|_| endpoint.raw("early"))).await;
