@@ -44,7 +44,7 @@ impl Checkout {
 
     /// The SQL side, for use while the wire is at home.
     pub fn client(&self) -> &ClientWrapper {
-        &self.spare().object
+        self.spare().object()
     }
 
     fn spare(&self) -> &Spare {

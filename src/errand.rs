@@ -81,7 +81,7 @@ impl Errand {
 
     /// The SQL side.
     pub fn client(&self) -> &ClientWrapper {
-        &self.spare().object
+        self.spare().object()
     }
 
     fn spare(&self) -> &Spare {

@@ -123,9 +123,9 @@ async fn reset(conn: &Arc<ServerConn>, kit: &Kit, mut wire: Box<Wire>) -> Result
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         if in_transaction {
-            kit.spare.object.batch_execute("ROLLBACK").await?;
+            kit.spare.object().batch_execute("ROLLBACK").await?;
         }
-        kit.spare.object.batch_execute("DISCARD ALL").await
+        kit.spare.object().batch_execute("DISCARD ALL").await
     };
     match tokio::time::timeout(Policy::RESET_DEADLINE, resetting).await {
         Err(_) => Err(format!("no reset within {:?}", Policy::RESET_DEADLINE)),
@@ -133,7 +133,7 @@ async fn reset(conn: &Arc<ServerConn>, kit: &Kit, mut wire: Box<Wire>) -> Result
         Ok(Ok(())) if conn.is_tainted() => Err("a cancel request may still be on its way to it".to_owned()),
         Ok(Ok(())) if conn.switch.is_quiet_at_home() => {
             conn.set_applied(&Arc::default());
-            kit.spare.object.statement_cache.clear();
+            kit.spare.object().statement_cache.clear();
             Ok(())
         }
         Ok(Ok(())) => Err("not quiet after the reset".to_owned()),

@@ -228,7 +228,7 @@ impl WatchedPool {
     pub(crate) fn discard(&self, spare: Spare, reason: CloseReason) {
         spare.conn.closing(reason);
         self.0.roster().remove(&spare.conn.id);
-        spare.close();
+        drop(spare);
     }
 
     /// The parameters a server connection of this pool reported at login; `None` before the first one.
@@ -303,7 +303,7 @@ impl WatchedPool {
                     conn.closing(reason);
                     false
                 }
-                None => !spare.object.is_closed(),
+                None => !spare.object().is_closed(),
             }
         });
     }

@@ -40,7 +40,7 @@ impl WatchedPool {
         let spare = rack.take()?;
         let conn = &spare.conn;
         let fit = self.keeps(conn, now).is_ok()
-            && !spare.object.is_closed()
+            && !spare.object().is_closed()
             && !asks(conn, now)
             && conn.switch.look().is_ok();
         if fit {
@@ -132,7 +132,7 @@ impl WatchedPool {
     async fn idle_or_new(&self) -> Result<Spare, Failed> {
         loop {
             let spare = match self.inner().rack.take() {
-                Some(spare) if spare.object.is_closed() => {
+                Some(spare) if spare.object().is_closed() => {
                     self.discard(spare, CloseReason::ServerLost);
                     continue;
                 }
@@ -153,7 +153,7 @@ impl WatchedPool {
             match DELIVERED.with(std::cell::RefCell::take) {
                 Some(conn) => {
                     self.enlist(&conn);
-                    return Ok(Spare { object: Box::new(object), conn });
+                    return Ok(Spare::new(object, conn));
                 }
                 // One whose task has died, and that deadpool took for idle.
                 None => drop(Client::take(object)),
@@ -162,7 +162,8 @@ impl WatchedPool {
     }
 
     /// Whether an idle connection may be lent, or why it is to be closed instead.
-    async fn may_be_lent(&self, Spare { object, conn }: &Spare) -> Result<(), CloseReason> {
+    async fn may_be_lent(&self, spare: &Spare) -> Result<(), CloseReason> {
+        let (object, conn) = (spare.object(), &spare.conn);
         self.keeps(conn, clock::now())?;
         if conn.switch.look().is_err() && !settle(object).await {
             return Err(CloseReason::ServerLost);

@@ -6,14 +6,16 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use deadpool_postgres::Client;
+use deadpool_postgres::{Client, ClientWrapper};
 
 use crate::conn::ServerConn;
+use crate::event::CloseReason;
 
-/// A connection that nobody uses, or that somebody has.
+/// A connection that nobody uses, or that somebody has. Dropping it closes the connection: its owner may have been
+/// in the middle of something, and deadpool would keep it where nobody looks.
 pub(crate) struct Spare {
-    /// Its side for SQL. On the heap, as it is large and changes hands often.
-    pub(crate) object: Box<Client>,
+    /// Its side for SQL, until it is dropped. On the heap, as it is large and changes hands often.
+    object: Option<Box<Client>>,
     pub(crate) conn: Arc<ServerConn>,
 }
 
@@ -49,7 +51,7 @@ impl Rack {
             }
             Shelf::Closed => Some(spare),
         };
-        closed.into_iter().for_each(Spare::close);
+        drop(closed);
     }
 
     /// Whether there is none.
@@ -63,15 +65,13 @@ impl Rack {
             Shelf::Open(spares) => spares.extract_if(.., |spare| !keep(spare)).collect(),
             Shelf::Closed => Vec::new(),
         };
-        dropped.into_iter().for_each(Spare::close);
+        drop(dropped);
     }
 
     /// Closes all of them, and whatever is put back later.
     pub(crate) fn close(&self) {
         let before = std::mem::replace(&mut *self.lock(), Shelf::Closed);
-        if let Shelf::Open(spares) = before {
-            spares.into_iter().for_each(Spare::close);
-        }
+        drop(before);
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelf> {
@@ -80,8 +80,24 @@ impl Rack {
 }
 
 impl Spare {
-    /// Ends the connection; deadpool has room for another one then.
-    pub(crate) fn close(self) {
-        drop(Client::take(*self.object));
+    /// One that deadpool has opened.
+    pub(crate) fn new(object: Client, conn: Arc<ServerConn>) -> Self {
+        Self { object: Some(Box::new(object)), conn }
+    }
+
+    /// Its side for SQL.
+    pub(crate) fn object(&self) -> &ClientWrapper {
+        self.object.as_ref().expect("present until it is dropped")
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        let Some(object) = self.object.take() else { return };
+        if !object.is_closed() {
+            self.conn.closing(CloseReason::Unclean);
+        }
+        // deadpool has room for another one then.
+        drop(Client::take(*object));
     }
 }

@@ -1,7 +1,8 @@
 //! Several hosts in `upstream.url`: the first that fits is used.
 
+use crate::support::raw;
 use crate::support::server::free_port;
-use crate::support::{Database, Leash, Mode, Server, finish, in_both_modes};
+use crate::support::{Database, Leash, Mode, Server, finish, in_both_modes, signal};
 
 in_both_modes! {
     a_dead_host_is_passed_over,
@@ -32,6 +33,30 @@ async fn hosts_share_the_load_if_asked_to() {
     leash.sigterm();
     drop(leash);
     database.remove().await;
+}
+
+/// The server is asked whether it still fits, and whoever wanted the connection leaves before it answers.
+#[tokio::test]
+async fn who_leaves_while_the_server_is_asked_leaves_no_connection_behind() {
+    let database = Server::shared().database().await;
+    let url = url(free_port(), &database, "target_session_attrs=read-write");
+    let leash = Leash::upstream(&url, &database.name).mode(Mode::Transaction).start().await;
+    let mut leaver = leash.endpoint().raw("leaver").await;
+    let backend = leaver.one("SELECT pg_backend_pid()").await;
+    leash
+        .pool_when("it is not believed any more", |pool| {
+            pool["oldest_connection_seconds"].as_f64() > Some(1.2)
+        })
+        .await;
+    signal("STOP", &backend);
+    leaver.send(&raw::query("SELECT 'nobody will read it'")).await;
+    leaver.kill();
+    leash.pool_when("its connection is closed", |pool| pool["closed"] == 1).await;
+    signal("CONT", &backend);
+    let mut next = leash.endpoint().raw("next").await;
+    assert_ne!(next.one("SELECT pg_backend_pid()").await, backend);
+    next.close().await;
+    finish(leash, &database).await;
 }
 
 fn url(first_port: u16, database: &Database, options: &str) -> String {
