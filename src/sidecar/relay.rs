@@ -187,8 +187,10 @@ impl<'a> Relay<'a> {
     /// Moves what can be moved; false if nothing could.
     fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let down = self.step_down(cx)?;
-        // The end of a transaction is not held up by a look at a client that has nothing to say.
-        let up = !(down && self.wire.pulse.is_quiet()) && self.step_up(cx)?;
+        // The end of a transaction is not held up by a look at a client that has nothing to say. What it has said,
+        // and had to wait, goes on.
+        let over = down && self.wire.pulse.is_quiet() && self.up.unseen().is_empty();
+        let up = !over && self.step_up(cx)?;
         Ok(self.clear_up()? || up || down)
     }
 

@@ -17,6 +17,7 @@ in_both_modes! {
     a_client_says_goodbye_in_mid_statement_and_the_statement_is_cancelled,
     a_client_dies_behind_a_full_pipeline_and_the_statement_is_cancelled,
     what_a_client_sent_before_it_hung_up_is_done_and_answered,
+    so_is_what_had_to_wait_for_the_answer_before_it,
     a_backend_dies_idle_and_is_not_lent_again,
     a_backend_dies_in_a_transaction,
     a_backend_dies_in_mid_statement,
@@ -178,6 +179,19 @@ async fn what_a_client_sent_before_it_hung_up_is_done_and_answered(mode: Mode) {
     let answer = client.until_closed().await;
     assert_eq!(raw::tags(&answer), "CTDCZ");
     assert_eq!(raw::rows(&answer), [[Some("1".to_owned())]]);
+    scene.heals().await;
+}
+
+/// What the name means is not known before the statement in front of it has been answered.
+async fn so_is_what_had_to_wait_for_the_answer_before_it(mode: Mode) {
+    let scene = Scene::new(mode).await;
+    let mut client = scene.victim().await;
+    client.query("SELECT 'the queue is empty'").await;
+    let named =
+        [raw::parse("s", "DELETE FROM t"), raw::bind("s", &[]), raw::execute(0), raw::sync()].concat();
+    client.send(&[raw::query("SELECT pg_sleep(0.2)"), named].concat()).await;
+    client.shut_write().await;
+    assert_eq!(raw::tags(&client.until_closed().await), "TDCZ12CZ");
     scene.heals().await;
 }
 
