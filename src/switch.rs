@@ -333,7 +333,8 @@ impl Switch {
     pub fn look(&self) -> Result<(), NotLent> {
         let mut shared = self.lock();
         match &mut shared.place {
-            Place::Home(wire) if wire.is_quiet() => {}
+            // What another look has read is for the connection task to hear first, which is awake.
+            Place::Home(wire) if wire.is_quiet() && wire.inbox.is_empty() => {}
             Place::Home(_) => return Err(NotLent::NotQuiet),
             Place::Lent | Place::Gone => return Err(NotLent::NotHome),
         }

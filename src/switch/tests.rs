@@ -259,6 +259,11 @@ async fn a_server_that_speaks_at_home_is_heard_before_it_is_lent() {
     scene.switch.give_back(wire);
     scene.server.write_all(NEWS).await.unwrap();
     assert_eq!(scene.switch.look(), Err(NotLent::NotQuiet));
+    assert_eq!(
+        scene.switch.look(),
+        Err(NotLent::NotQuiet),
+        "who looks again finds nothing new, and home has not heard"
+    );
     settles(|| scene.switch.look().is_ok()).await;
     scene.is_served().await;
 }
