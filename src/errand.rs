@@ -57,7 +57,7 @@ impl WatchedPool {
 
     /// Waits for a slot and a connection as [`WatchedPool::checkout`] does, on behalf of this client.
     ///
-    /// Cancel safe: a dropped call gives its slot and its connection back.
+    /// Cancel safe: a dropped call gives its slot back, and closes the connection that it was asking about.
     ///
     /// # Errors
     /// See [`CheckoutError`]. Nothing is held then.

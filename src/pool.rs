@@ -174,7 +174,7 @@ impl WatchedPool {
 
     /// Waits for a slot, then takes a connection or opens one.
     ///
-    /// Cancel safe: a dropped call gives its slot and its connection back.
+    /// Cancel safe: a dropped call gives its slot back, and closes the connection that it was asking about.
     ///
     /// # Errors
     /// See [`CheckoutError`]. Nothing is held then.

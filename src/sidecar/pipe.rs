@@ -155,13 +155,17 @@ impl Pipe {
 
     /// Lets go of the memory while nothing waits.
     pub fn shrink(&mut self) {
-        if !self.is_empty() || self.buf.capacity() == 0 {
+        if !self.is_empty() {
             return;
         }
         let (mut buf, out) = (std::mem::take(&mut self.buf), std::mem::take(&mut self.out));
-        // All of its room again, and not only what is behind the bytes that have gone.
+        if buf.capacity() == 0 && out.capacity() == 0 {
+            return;
+        }
+        // As a whole, and not only what is behind the bytes that have gone.
+        let is_large = buf.try_reclaim(2 * Self::FIRST + 1);
         buf.reserve(Self::FIRST);
-        if buf.capacity() <= 2 * Self::FIRST && out.capacity() <= 2 * Self::OUT {
+        if !is_large && out.capacity() <= 2 * Self::OUT {
             SPARES.with_borrow_mut(|spares| {
                 if spares.len() < Self::SPARES {
                     spares.push((buf, out));

@@ -162,7 +162,7 @@ impl<'a> Relay<'a> {
             }
             match self.step(cx) {
                 // Often the server has nothing more to say then, and the client neither.
-                Ok(true) if self.down.ran_dry() => {
+                Ok(true) if self.down.ran_dry() && self.wire.pulse.is_quiet() => {
                     if let Some(end) = self.rest() {
                         return Poll::Ready(end);
                     }

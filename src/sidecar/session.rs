@@ -140,9 +140,6 @@ impl Session {
 
     /// Waits for a statement's beginning while no server connection is held.
     async fn idle(&mut self) -> Idle {
-        if self.up.is_empty() {
-            self.up.shrink();
-        }
         let mode = self.hub.mode;
         let begins = |up: &Pipe| up.can_cut(|tag| wanted_up(mode, tag));
         poll_fn(|cx| {
@@ -150,9 +147,13 @@ impl Session {
             if self.shared.orders.is_draining() {
                 return Poll::Ready(Idle::Told);
             }
-            match std::task::ready!(poll_word(&mut self.up, &mut self.client, begins, cx)) {
-                Word::Statement => Poll::Ready(Idle::Spoke),
-                Word::Goodbye => Poll::Ready(Idle::Left),
+            match poll_word(&mut self.up, &mut self.client, begins, cx) {
+                Poll::Ready(Word::Statement) => Poll::Ready(Idle::Spoke),
+                Poll::Ready(Word::Goodbye) => Poll::Ready(Idle::Left),
+                Poll::Pending => {
+                    self.up.shrink();
+                    Poll::Pending
+                }
             }
         })
         .await
