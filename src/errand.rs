@@ -12,13 +12,12 @@ use crate::event::CloseReason;
 use crate::ids::Holder;
 use crate::pool::{CheckoutError, WatchedPool};
 use crate::queue::settle;
-use crate::rack::Spare;
 use crate::wire::vars::{Taken, Vars};
 
 /// A connection on an errand; its wire stays at home. Dropping it closes the connection.
 pub struct Errand {
     pool: WatchedPool,
-    kit: Option<Kit>,
+    kit: Kit,
 }
 
 /// What the server has been asked to take.
@@ -69,47 +68,35 @@ impl WatchedPool {
         let (slot, since) = self.slot(holder, began).await?;
         let spare = self.connection(began, since).await?;
         self.ledger().sent(spare.conn.id, clock::now());
-        Ok(Errand { pool: self.clone(), kit: Some(Kit { spare, slot }) })
+        Ok(Errand { pool: self.clone(), kit: Kit { spare, slot } })
     }
 }
 
 impl Errand {
     /// The connection.
     pub fn conn(&self) -> &ServerConn {
-        &self.spare().conn
+        &self.kit.spare.conn
     }
 
     /// The SQL side.
     pub fn client(&self) -> &ClientWrapper {
-        self.spare().object()
-    }
-
-    fn spare(&self) -> &Spare {
-        &self.kit.as_ref().expect("present until the errand is consumed").spare
+        self.kit.spare.object()
     }
 
     /// Gives the connection back as it is; closes it if it does not become quiet.
-    pub async fn come_home(mut self) {
+    pub async fn come_home(self) {
         let is_quiet = || self.conn().switch.is_quiet_at_home();
         // tokio-postgres tells an error as soon as it has come, and reads the rest later.
         let quiet = is_quiet() || (settle(self.client()).await && is_quiet());
-        let Some(kit) = self.kit.take() else { return };
+        let Self { pool, kit } = self;
         let now = clock::now();
-        match if quiet { self.pool.keeps(&kit.spare.conn, now) } else { Err(CloseReason::Unclean) } {
-            Err(reason) => self.pool.discard(kit.spare, reason),
+        match if quiet { pool.keeps(&kit.spare.conn, now) } else { Err(CloseReason::Unclean) } {
+            Err(reason) => pool.discard(kit.spare, reason),
             Ok(()) => {
-                self.pool.ledger().recycled(kit.spare.conn.id, now);
-                self.pool.inner().rack.put(kit.spare);
+                pool.ledger().recycled(kit.spare.conn.id, now);
+                pool.inner().rack.put(kit.spare);
             }
         }
-        drop(kit.slot);
-    }
-}
-
-impl Drop for Errand {
-    fn drop(&mut self) {
-        let Some(kit) = self.kit.take() else { return };
-        self.pool.discard(kit.spare, CloseReason::Unclean);
         drop(kit.slot);
     }
 }

@@ -54,16 +54,20 @@ impl Io {
         self.peek().is_some_and(|peeked| peeked.is_ok_and(|bytes| bytes > 0))
     }
 
-    fn peek(&self) -> Option<io::Result<usize>> {
-        let mut byte = [std::mem::MaybeUninit::uninit()];
+    /// The system's socket below it; `None` for TLS that cannot be looked through.
+    pub fn socket(&self) -> Option<SockRef<'_>> {
         match self {
-            Io::Tcp(stream) => Some(SockRef::from(stream).peek(&mut byte)),
-            Io::Unix(stream) => Some(SockRef::from(stream).peek(&mut byte)),
-            Io::Served(stream) => match stream.get_ref() {
-                (below, tls) if tls.wants_read() => Some(SockRef::from(below).peek(&mut byte)),
-                _ => None,
-            },
+            Io::Tcp(stream) => Some(SockRef::from(stream)),
+            Io::Unix(stream) => Some(SockRef::from(stream)),
+            Io::Served(stream) => Some(SockRef::from(stream.get_ref().0)),
             Io::Tls(_) => None,
+        }
+    }
+
+    fn peek(&self) -> Option<io::Result<usize>> {
+        match self {
+            Io::Served(stream) if !stream.get_ref().1.wants_read() => None,
+            _ => self.socket().map(|socket| socket.peek(&mut [std::mem::MaybeUninit::uninit()])),
         }
     }
 

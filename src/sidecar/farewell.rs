@@ -2,8 +2,6 @@
 
 use std::mem::MaybeUninit;
 
-use socket2::SockRef;
-
 use crate::dial::is_unreachable;
 use crate::event::Reason;
 use crate::pool::{CheckoutError, describe};
@@ -92,12 +90,7 @@ pub fn drop_unread(io: &Io) {
     /// Nobody is heard for longer.
     const MOST: usize = 64;
     let mut bytes = [MaybeUninit::uninit(); 4096];
-    let socket = match io {
-        Io::Tcp(stream) => SockRef::from(stream),
-        Io::Unix(stream) => SockRef::from(stream),
-        Io::Served(stream) => SockRef::from(stream.get_ref().0),
-        Io::Tls(_) => return,
-    };
+    let Some(socket) = io.socket() else { return };
     for _ in 0..MOST {
         if !matches!(socket.recv(&mut bytes), Ok(1..)) {
             return;

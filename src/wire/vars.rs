@@ -40,7 +40,7 @@ pub fn meaning(vars: &Vars) -> String {
 /// Where one is not set it is as pgleash and every server that is not told otherwise have it.
 pub fn reading(vars: &Vars) -> String {
     let is = |name: &str, default: &str| vars.get(name).map_or(default, String::as_str).to_ascii_lowercase();
-    format!("{} {}", is("client_encoding", "UTF8"), is("standard_conforming_strings", "on"))
+    format!("{} {}", is(ENCODING, "UTF8"), is("standard_conforming_strings", "on"))
 }
 
 /// Sets of parameters that a server has taken; so many of those that came last are remembered.

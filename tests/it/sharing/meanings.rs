@@ -55,6 +55,14 @@ impl Holders {
     async fn let_go(&mut self) {
         all_say(&mut [&mut self.0], "COMMIT").await;
     }
+
+    /// What `s` says to this client on the connection, or on the other one.
+    async fn run_on(&mut self, wanted: &str, is_wanted: bool, client: &mut Raw) -> String {
+        self.leave_only(wanted, is_wanted).await;
+        let said = run(client, "s", &[]).await;
+        self.let_go().await;
+        said
+    }
 }
 
 /// Both connections know the text as it was. A client changes what its name means, and another parses the text for
@@ -66,9 +74,7 @@ async fn what_is_parsed_after(changes: &[&str]) {
     prepare(&mut old, "s", WHICH).await;
     let first = pid(&mut old).await;
     for is_first in [true, false] {
-        holders.leave_only(&first, is_first).await;
-        assert_eq!(run(&mut old, "s", &[]).await, "back");
-        holders.let_go().await;
+        assert_eq!(holders.run_on(&first, is_first, &mut old).await, "back");
     }
     holders.leave_only(&first, true).await;
     for change in changes {
@@ -77,9 +83,7 @@ async fn what_is_parsed_after(changes: &[&str]) {
     prepare(&mut fresh, "s", WHICH).await;
     assert_eq!(run(&mut fresh, "s", &[]).await, "front", "{changes:?}");
     holders.let_go().await;
-    holders.leave_only(&first, false).await;
-    assert_eq!(run(&mut fresh, "s", &[]).await, "front", "elsewhere, after {changes:?}");
-    holders.let_go().await;
+    assert_eq!(holders.run_on(&first, false, &mut fresh).await, "front", "elsewhere, after {changes:?}");
     scene.end([old, fresh, holders.0, holders.1]).await;
 }
 
@@ -116,9 +120,11 @@ async fn what_is_parsed_while_ddl_is_under_way_is_not_what_is_parsed_after_it() 
     prepare(&mut fresh, "s", WHICH).await;
     assert_eq!(run(&mut fresh, "s", &[]).await, "front");
     holders.let_go().await;
-    holders.leave_only(&its, true).await;
-    assert_eq!(run(&mut fresh, "s", &[]).await, "front", "where it was parsed before the COMMIT");
-    holders.let_go().await;
+    assert_eq!(
+        holders.run_on(&its, true, &mut fresh).await,
+        "front",
+        "where it was parsed before the COMMIT"
+    );
     scene.end([migration, old, fresh, holders.0, holders.1]).await;
 }
 
@@ -134,9 +140,7 @@ async fn what_waits_for_ddl_means_what_it_means_after_it() {
     prepare(&mut old, "s", WHICH).await;
     let first = pid(&mut old).await;
     for is_first in [true, false] {
-        holders.leave_only(&first, is_first).await;
-        assert_eq!(run(&mut old, "s", &[]).await, "back");
-        holders.let_go().await;
+        assert_eq!(holders.run_on(&first, is_first, &mut old).await, "back");
     }
     all_say(&mut [&mut migration], "BEGIN").await;
     all_say(&mut [&mut migration], "LOCK TABLE public.t").await;
@@ -147,9 +151,7 @@ async fn what_waits_for_ddl_means_what_it_means_after_it() {
     all_say(&mut [&mut migration], "COMMIT").await;
     assert_eq!(tags(&fresh.until_ready().await), "1Z");
     for is_first in [true, false] {
-        holders.leave_only(&first, is_first).await;
-        assert_eq!(run(&mut fresh, "s", &[]).await, "front");
-        holders.let_go().await;
+        assert_eq!(holders.run_on(&first, is_first, &mut fresh).await, "front");
     }
     admin.close().await;
     scene.end([migration, old, fresh, holders.0, holders.1]).await;
@@ -201,9 +203,7 @@ async fn what_was_parsed_under_ddl_that_is_rolled_back_is_nobody_elses() {
     prepare(&mut two, "s", WHICH).await;
     assert_eq!(run(&mut two, "s", &[]).await, "front");
     holders.let_go().await;
-    holders.leave_only(&its, true).await;
-    assert_eq!(run(&mut two, "s", &[]).await, "front");
-    holders.let_go().await;
+    assert_eq!(holders.run_on(&its, true, &mut two).await, "front");
     scene.end([one, two, holders.0, holders.1]).await;
 }
 
@@ -217,9 +217,7 @@ async fn ddl_of_another_user_counts_for_all_of_its_database() {
     prepare(&mut old, "s", WHICH).await;
     let first = pid(&mut old).await;
     for is_first in [true, false] {
-        holders.leave_only(&first, is_first).await;
-        assert_eq!(run(&mut old, "s", &[]).await, "back");
-        holders.let_go().await;
+        assert_eq!(holders.run_on(&first, is_first, &mut old).await, "back");
     }
     let change = "CREATE TABLE front.t (which text); INSERT INTO front.t VALUES ('front'); \
                   GRANT ALL ON front.t TO app";
@@ -228,8 +226,6 @@ async fn ddl_of_another_user_counts_for_all_of_its_database() {
     prepare(&mut fresh, "s", WHICH).await;
     assert_eq!(run(&mut fresh, "s", &[]).await, "front");
     holders.let_go().await;
-    holders.leave_only(&first, false).await;
-    assert_eq!(run(&mut fresh, "s", &[]).await, "front");
-    holders.let_go().await;
+    assert_eq!(holders.run_on(&first, false, &mut fresh).await, "front");
     scene.end([migration, old, fresh, holders.0, holders.1]).await;
 }
