@@ -17,6 +17,8 @@ pub struct Words {
     mode: PoolMode,
     reported: Reported,
     scanner: Option<(u8, Scanner)>,
+    /// The statement's name, in front of the text of a Parse, has not ended yet.
+    naming: bool,
     pinned: Pins,
     /// How often something was changed that may end with its transaction.
     changes: u64,
@@ -76,6 +78,7 @@ impl Words {
             mode,
             reported,
             scanner: None,
+            naming: false,
             pinned,
             changes: 0,
             fresh: Pins::default(),
@@ -103,8 +106,9 @@ impl Words {
         }
         match frame.tag {
             b'Q' | b'P' => {
-                let (_, scanner) = self.scanner.insert((frame.tag, Scanner::new(self.reported)));
-                scanner.feed(frame.body);
+                self.scanner = Some((frame.tag, Scanner::new(self.reported)));
+                self.naming = frame.tag == b'P';
+                self.body(frame.body);
             }
             b'F' => {
                 let oid = frame.body.first_chunk().map_or(0, |oid| u32::from_be_bytes(*oid));
@@ -124,9 +128,10 @@ impl Words {
 
     /// More of a frame's body.
     pub fn body(&mut self, piece: &[u8]) {
-        if let Some((_, scanner)) = &mut self.scanner {
-            scanner.feed(piece);
-        }
+        let Some((_, scanner)) = &mut self.scanner else { return };
+        let name = if self.naming { memchr::memchr(0, piece).map_or(piece.len(), |end| end + 1) } else { 0 };
+        self.naming &= name == 0 || piece[name - 1] != 0;
+        scanner.feed(&piece[name..]);
     }
 
     /// The frame is over. What a Parse would leave behind is for when it runs.
@@ -223,7 +228,18 @@ impl Words {
             b"CLOSE CURSOR ALL" => Pins::of(Pin::HoldableCursor),
             b"DEALLOCATE ALL" => these(&[Pin::SqlPrepare, Pin::PreparedStatement]),
             b"UNLISTEN" => self.asked.pins.within(Pins::of(Pin::Listen)),
-            b"RESET" => self.asked.pins.within(these(&[Pin::Setting, Pin::Role, Pin::SessionAuthorization])),
+            // By a statement that was prepared by name: what it has reset is not known.
+            b"RESET" if self.asked.is_empty() => {
+                self.pin(Pins::of(Pin::Setting));
+                return self.applied = Applied::Doubtful;
+            }
+            b"RESET" => {
+                let pins =
+                    self.asked.pins.within(these(&[Pin::Setting, Pin::Role, Pin::SessionAuthorization]));
+                // RESET ALL leaves a role alone, by whatever name that was set.
+                let hides = !self.pinned.within(Pins::SETTING_UNKNOWN).is_empty();
+                if hides { pins.without(Pins::of(Pin::Setting)) } else { pins }
+            }
             b"SELECT 1" => self.asked.pins.within(Pins::of(Pin::AdvisoryLock)),
             // Perhaps of the very transaction that ended something.
             b"ROLLBACK" => return self.doubt(),
@@ -234,8 +250,6 @@ impl Words {
             // What is set behind it may have been sent already.
             (b"DISCARD ALL", asked @ Resets::AllBut(_)) => asked.clone(),
             (b"DISCARD ALL", _) => Resets::all(),
-            // By a statement whose text is not known any more.
-            (b"RESET", asked) if asked.is_empty() => Resets::all(),
             (b"RESET" | b"SET" | b"DO", asked) => asked.clone(),
             _ if pins.is_empty() => return,
             _ => Resets::default(),

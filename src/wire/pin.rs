@@ -46,6 +46,9 @@ impl Pins {
     /// Every pin.
     pub const ALL: Pins = Pins(u16::MAX);
 
+    /// No pin, and always beside [`Pin::Setting`]: a parameter is set of which it is not known which.
+    pub const SETTING_UNKNOWN: Pins = Pins(1 << 13);
+
     /// No pin: a setting that is perhaps undone with the transaction. Until that is over, what a text means is
     /// not known from the session's parameters.
     pub const SETTING_IN_TRANSACTION: Pins = Pins(1 << 15);
@@ -66,7 +69,7 @@ impl Pins {
     pub const fn of_function(oid: u32) -> Self {
         match oid {
             // set_config
-            2078 => Pins::of(Pin::Setting).and(Pins::SETTING_IN_TRANSACTION),
+            2078 => Pins::of(Pin::Setting).and(Pins::SETTING_UNKNOWN).and(Pins::SETTING_IN_TRANSACTION),
             // pg_advisory_lock, pg_try_advisory_lock and the shared ones, with one key and with two
             2880..=2883 | 2886..=2889 => Pins::of(Pin::AdvisoryLock),
             _ => Pins(0),

@@ -191,6 +191,7 @@ impl Scanner {
             // Perhaps `U&"..."`, in which any name can be hidden.
             (Quote::Identifier, b'\\') => {
                 self.found.pins.add(Pin::Setting);
+                self.leaves(Pins::SETTING_UNKNOWN);
                 self.wary = true;
             }
             (Quote::Literal, b'\'') | (Quote::Identifier, b'"') => self.quote = Quote::No,
@@ -351,7 +352,7 @@ impl Scanner {
             b"temp" | b"temporary" if creates => Some(Pin::TempTable),
             // With `UESCAPE` any name can be hidden behind any sign.
             b"set_config" | b"uescape" => {
-                self.leaves(Pins::SETTING_IN_TRANSACTION);
+                self.leaves(Pins::SETTING_IN_TRANSACTION.and(Pins::SETTING_UNKNOWN));
                 Some(Pin::Setting)
             }
             b"declare" => {
@@ -363,7 +364,10 @@ impl Scanner {
                 self.updates = true;
                 None
             }
-            b"pg_settings" if self.updates => Some(Pin::Setting),
+            b"pg_settings" if self.updates => {
+                self.leaves(Pins::SETTING_UNKNOWN);
+                Some(Pin::Setting)
+            }
             _ if word.starts_with(b"pg_temp") => Some(Pin::TempTable),
             _ if word.starts_with(b"pg_advisory_lock") || word.starts_with(b"pg_try_advisory_lock") => {
                 Some(Pin::AdvisoryLock)

@@ -28,6 +28,7 @@ mod prepared;
 mod protocol;
 mod reload;
 mod report;
+mod session_state;
 mod settings;
 mod sharing;
 mod slow;

@@ -257,14 +257,14 @@ fn a_reset_counts_when_the_server_says_so_and_for_good() {
     assert_eq!(set_back(&[("reset timezone", &["RESET"])]), (timezone(), false));
     assert_eq!(set_back(&[("set timezone to default", &["SET"])]), (timezone(), false));
     assert_eq!(set_back(&[("do $$ begin reset timezone; end $$", &["DO"])]), (timezone(), false));
-    assert_eq!(set_back(&[("execute something", &["RESET"])]), (Resets::all(), false));
+    assert_eq!(set_back(&[("execute something", &["RESET"])]), (Resets::default(), true));
     let rolled_back: &[(&str, &[&str])] =
         &[("begin", &["BEGIN"]), ("reset all", &["RESET"]), ("rollback", &["ROLLBACK"])];
     assert_eq!(set_back(rolled_back), (Resets::default(), true));
     let in_one: &[(&str, &[&str])] = &[("reset all; select 1/0", &["RESET", "E"])];
     assert_eq!(set_back(in_one), (Resets::default(), true));
     let pipelined: &[(&str, &[&str])] = &[("reset nonsense", &["E"]), ("reset timezone", &["RESET"])];
-    assert_eq!(set_back(pipelined), (Resets::all(), false), "which one it was is not known any more");
+    assert_eq!(set_back(pipelined), (Resets::default(), true), "which one it was is not known any more");
 }
 
 #[test]
@@ -359,5 +359,46 @@ proptest! {
     fn any_chunking_gives_the_same_pins(queries in vec(queries(), 0..8), cuts in vec(1_usize..400, 1..20)) {
         let bytes = queries.concat();
         prop_assert_eq!(read(&bytes, &cuts), read(&bytes, &[usize::MAX]));
+    }
+}
+
+/// The name is no part of the text, whatever it is and however it arrives.
+#[test]
+fn a_parse_is_read_behind_its_name() {
+    for name in ["", "S_1", "x'", "x\"", "x--", "x/*", "x$$", "\\", "a;b"] {
+        for (sql, pin) in [
+            ("SET work_mem = 1", Pin::Setting),
+            ("SET ROLE joe", Pin::Role),
+            ("LOAD 'x'", Pin::Load),
+            ("LISTEN x", Pin::Listen),
+            ("DO $$ BEGIN SET work_mem = 1; END $$", Pin::Setting),
+            ("SELECT pg_advisory_lock(1)", Pin::AdvisoryLock),
+        ] {
+            let body = format!("{name}\0{sql}\0\0\0");
+            let body = body.as_bytes();
+            for cut in 0..=body.len() {
+                let mut words = words(PoolMode::Transaction);
+                words.frame(Frame { tag: b'P', body_len: body.len(), body: &body[..cut] }, false);
+                words.body(&body[cut..]);
+                let found = words.frame_ends();
+                assert_eq!(found.within(Pins::of(pin)), Pins::of(pin), "{name:?} {sql}, cut at {cut}");
+            }
+        }
+    }
+}
+
+/// RESET ALL leaves a role alone, and a role may have been set by a name that nobody has read.
+#[test]
+fn a_reset_does_not_end_the_pin_of_an_unknown_setting() {
+    for sql in [
+        "select set_config('role', 'joe', false)",
+        "set U&\"r\\006fle\" to joe",
+        "update pg_settings set setting = 1",
+    ] {
+        let mut words = after(&[sql, "reset all"]);
+        words.settle();
+        words.completed(b"RESET\0");
+        words.settle();
+        assert_eq!(words.pinned(), Some(Pin::Setting), "{sql}");
     }
 }
