@@ -63,6 +63,10 @@ fuzz target *args:
     mkdir -p fuzz/target/found/{{ target }}
     RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir fuzz --sanitizer none {{ target }} fuzz/target/found/{{ target }} fuzz/corpus/{{ target }} -- {{ args }}
 
+# random programs of several clients, on sessions of their own and through pgleash; the seeds that diverge are printed
+state-fuzz steps="1000000" seed="1":
+    PGLEASH_STATE_FUZZ_STEPS={{ steps }} PGLEASH_STATE_FUZZ_SEED={{ seed }} cargo nextest run --locked --profile fuzz -E 'test(/^session_state::random::/)'
+
 # API documentation, with every broken link an error
 docs:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

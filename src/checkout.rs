@@ -61,7 +61,7 @@ impl Checkout {
 
     /// The connection stays with its client between transactions, for this reason.
     pub fn pinned(&self, reason: Pin) {
-        self.pool.ledger().pinned(self.id, reason);
+        self.pool.ledger().pinned(self.id, reason, clock::now());
     }
 
     /// The client has said what the work is called.

@@ -13,7 +13,8 @@ use crate::dial::{Address, Dialled, Security, Target};
 use crate::event::CloseReason;
 use crate::ids::{ConnId, Moment};
 use crate::switch::Switch;
-use crate::wire::vars::{self, Reported, Vars};
+use crate::wire::look::Defaults;
+use crate::wire::vars::{self, Vars};
 
 /// Nobody has said why a connection is closed.
 const UNSAID: u8 = u8::MAX;
@@ -26,8 +27,14 @@ pub struct ServerConn {
     pub backend_pid: i32,
     /// Parameters the server reported at login.
     pub parameters: BTreeMap<String, String>,
-    /// Which of them a SET of which can be followed.
-    pub reported: Reported,
+    /// What the server's role and database set when it was opened.
+    pub defaults: Arc<Defaults>,
+    /// The session that had it last, and whose values of sequences are there, if anybody's.
+    pub last_session: AtomicU32,
+    /// `random()` was seeded by a client.
+    pub seeded: AtomicBool,
+    /// A library was loaded by a client: nobody else may have it.
+    pub loaded: AtomicBool,
     /// Lends the wire.
     pub switch: Switch,
     /// End of its life, jitter included.
@@ -53,12 +60,21 @@ pub struct ServerConn {
 
 impl ServerConn {
     /// A connection just dialled.
-    pub fn new(id: ConnId, dialled: &Dialled, target: Arc<Target>, expires: Moment, opened: Moment) -> Self {
+    pub fn new(
+        id: ConnId,
+        dialled: &Dialled,
+        target: Arc<Target>,
+        defaults: Arc<Defaults>,
+        (expires, opened): (Moment, Moment),
+    ) -> Self {
         Self {
             id,
             backend_pid: dialled.login.backend_pid,
             parameters: dialled.login.parameters.clone(),
-            reported: Reported::of(dialled.login.parameters.keys().map(String::as_str)),
+            defaults,
+            last_session: AtomicU32::new(0),
+            seeded: AtomicBool::new(false),
+            loaded: AtomicBool::new(false),
             switch: dialled.switch.clone(),
             expires,
             opened,
@@ -67,7 +83,7 @@ impl ServerConn {
             fitted: AtomicU64::new(opened.as_nanos()),
             security: dialled.security.clone(),
             cancel_key: dialled.login.cancel_key.clone(),
-            applied: Mutex::new(Some(Arc::default())),
+            applied: Mutex::new(Some(Arc::new(Vars::from([("application_name".into(), "pgleash".into())])))),
             cancels: AtomicU32::new(0),
             tainted: AtomicBool::new(false),
             close_reason: AtomicU8::new(UNSAID),
@@ -102,6 +118,17 @@ impl ServerConn {
         if applied.as_ref().is_none_or(|applied| !Arc::ptr_eq(applied, vars)) {
             *applied = Some(Arc::clone(vars));
         }
+    }
+
+    /// What is set on it; `None` if that is not known.
+    pub fn applied(&self) -> Option<Arc<Vars>> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether these very parameters are set on it.
+    pub fn has_applied(&self, vars: &Arc<Vars>) -> bool {
+        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, vars))
     }
 
     /// Its client has reset parameters, so it is not known what is set on it.

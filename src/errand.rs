@@ -1,6 +1,6 @@
 //! A server connection that pgleash itself has something to ask on: nobody's checkout, and counted as none. Floor 3.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use deadpool_postgres::ClientWrapper;
 use tokio::sync;
@@ -12,7 +12,7 @@ use crate::event::CloseReason;
 use crate::ids::Holder;
 use crate::pool::{CheckoutError, WatchedPool};
 use crate::queue::settle;
-use crate::wire::vars::{Taken, Vars};
+use crate::wire::vars::{Accepted, Vars};
 
 /// A connection on an errand; its wire stays at home. Dropping it closes the connection.
 pub struct Errand {
@@ -23,17 +23,17 @@ pub struct Errand {
 /// What the server has been asked to take.
 #[derive(Default)]
 pub struct Trials {
-    taken: Mutex<Taken>,
+    taken: Mutex<Accepted>,
     turn: sync::Mutex<()>,
 }
 
 impl Trials {
     /// There is another server to ask.
     pub(crate) fn forget(&self) {
-        *self.taken() = Taken::default();
+        *self.taken() = Accepted::default();
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
+    fn taken(&self) -> MutexGuard<'_, Accepted> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -66,7 +66,7 @@ impl WatchedPool {
     pub async fn errand(&self, holder: &Holder) -> Result<Errand, CheckoutError> {
         let began = clock::now();
         let (slot, since) = self.slot(holder, began).await?;
-        let spare = self.connection(began, since).await?;
+        let spare = self.connection(began, since, &Arc::default()).await?;
         self.ledger().sent(spare.conn.id, clock::now());
         Ok(Errand { pool: self.clone(), kit: Kit { spare, slot } })
     }

@@ -1,5 +1,6 @@
 //! Brings home what did not come home clean: cancel, roll back, reset, verify, or close. Floor 3.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -69,6 +70,10 @@ async fn clean(pool: WatchedPool, job: Job) {
             Err(format!("not wanted any more: {}", unwanted.map_or("", CloseReason::as_str)))
         }
         (Plan::Lost, _) => Err("the server is gone".to_owned()),
+        (Plan::Reset | Plan::Cancel, wire) if conn.loaded.load(Ordering::Relaxed) => {
+            stop(&conn, wire).await;
+            Err("a client has loaded a library".to_owned())
+        }
         (Plan::Close, wire) => {
             stop(&conn, wire).await;
             Err("closed in mid-protocol".to_owned())
@@ -125,7 +130,12 @@ async fn reset(conn: &Arc<ServerConn>, kit: &Kit, mut wire: Box<Wire>) -> Result
         if in_transaction {
             kit.spare.object().batch_execute("ROLLBACK").await?;
         }
-        kit.spare.object().batch_execute("DISCARD ALL").await
+        kit.spare.object().batch_execute("DISCARD ALL").await?;
+        if conn.seeded.swap(false, Ordering::Relaxed) {
+            let seed: f64 = rand::random_range(-1.0..1.0);
+            kit.spare.object().batch_execute(&format!("SELECT pg_catalog.setseed({seed})")).await?;
+        }
+        Ok(())
     };
     match tokio::time::timeout(Policy::RESET_DEADLINE, resetting).await {
         Err(_) => Err(format!("no reset within {:?}", Policy::RESET_DEADLINE)),

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::checkout::{Checkout, Kit};
 use crate::clock;
 use crate::conn::{Leash, ServerConn, Tether};
+use crate::defaults::Known;
 use crate::dial::Target;
 use crate::errand::Trials;
 use crate::event::{CloseReason, Event, Evidence, Reason, Sink};
@@ -36,6 +37,8 @@ use crate::snapshot::PoolSnapshot;
 use crate::survey::Survey;
 use crate::valve::{Flow, Valve};
 use crate::wire::prepared::Library;
+use crate::wire::reply::SqlState;
+use crate::wire::vars::Vars;
 
 pub use crate::dial::describe;
 
@@ -92,6 +95,8 @@ pub(crate) struct Inner {
     welcome: ArcSwapOption<BTreeMap<String, String>>,
     /// What clients have asked for at their logins that the server took.
     pub(crate) trials: Trials,
+    /// What role and database set for its connections.
+    pub(crate) known: Known,
 }
 
 /// Why there is no connection for a client.
@@ -107,6 +112,8 @@ pub enum CheckoutError {
     Paused(Duration),
     /// The server did not answer while the client's parameters were set.
     Stalled,
+    /// The role may not log in any more, in the server's words.
+    Refused(SqlState, String),
     /// The pool is closed.
     Closed,
 }
@@ -121,6 +128,7 @@ impl fmt::Display for CheckoutError {
                 write!(f, "pgleash is paused, and was not resumed within {} s", limit.as_secs())
             }
             CheckoutError::Stalled => f.write_str("upstream server: no answer while parameters were set"),
+            CheckoutError::Refused(_, message) => f.write_str(message),
             CheckoutError::Closed => f.write_str("pgleash is shutting down"),
         }
     }
@@ -161,6 +169,7 @@ impl WatchedPool {
             janitor,
             welcome: ArcSwapOption::empty(),
             trials: Trials::default(),
+            known: Known::default(),
             key,
             policy,
             valve,
@@ -185,19 +194,25 @@ impl WatchedPool {
         &self,
         holder: &Arc<Holder>,
         tether: &Arc<Tether>,
+        vars: &Arc<Vars>,
     ) -> Result<Checkout, CheckoutError> {
         let began = clock::now();
         let (slot, since) = self.slot(holder, began).await?;
-        let spare = self.connection(began, since).await?;
+        let spare = self.connection(began, since, vars).await?;
         Ok(self.lent((spare, slot), (holder, tether), began, clock::now()))
     }
 
     /// A checkout for which nobody has to wait, and the server need not be asked: a slot is free, and an idle
     /// connection is fit to be lent. `None` otherwise; then [`WatchedPool::checkout`] does the same at length.
-    pub fn checkout_at_once(&self, holder: &Arc<Holder>, tether: &Arc<Tether>) -> Option<Checkout> {
+    pub fn checkout_at_once(
+        &self,
+        holder: &Arc<Holder>,
+        tether: &Arc<Tether>,
+        vars: &Arc<Vars>,
+    ) -> Option<Checkout> {
         let slot = self.free_slot().ok()??;
         let now = clock::now();
-        let spare = self.fit_spare(now)?;
+        let spare = self.fit_spare(now, vars)?;
         Some(self.lent((spare, slot), (holder, tether), now, now))
     }
 
@@ -209,6 +224,9 @@ impl WatchedPool {
         began: Moment,
         now: Moment,
     ) -> Checkout {
+        if self.asks_again(now) {
+            self.refresh_defaults();
+        }
         let id = CheckoutId(NEXT_CHECKOUT.fetch_add(1, Ordering::Relaxed));
         let waited = now.since(began);
         // Before the ledger shows it, or the keeper would judge the activity of the checkout before.
@@ -234,6 +252,18 @@ impl WatchedPool {
     /// The parameters a server connection of this pool reported at login; `None` before the first one.
     pub fn welcome(&self) -> Option<Arc<BTreeMap<String, String>>> {
         self.0.welcome.load_full()
+    }
+
+    /// The server may have been reloaded since: what it reports now, but for what is set by a client, is what clients
+    /// are greeted with.
+    pub(crate) fn welcome_again(&self, conn: &ServerConn) {
+        let (Some(current), Some(applied)) = (conn.switch.current(), conn.applied()) else { return };
+        let mut welcome = self.welcome().map(|welcome| (*welcome).clone()).unwrap_or_default();
+        let is_set = |name: &str| applied.contains_key(&name.to_ascii_lowercase());
+        for (name, value) in current.iter().filter(|(name, _)| !is_set(name)) {
+            welcome.insert(name.clone(), value.clone());
+        }
+        self.0.welcomed_with(&welcome);
     }
 
     /// Which (database, user) it serves.
@@ -279,7 +309,7 @@ impl WatchedPool {
     pub(crate) fn keeps(&self, conn: &ServerConn, now: Moment) -> Result<(), CloseReason> {
         if conn.expires <= now {
             Err(CloseReason::MaxLifetime)
-        } else if !Arc::ptr_eq(&conn.target, &self.0.target.load()) {
+        } else if !Arc::ptr_eq(&conn.target, &self.0.target.load()) || !self.0.known.are(&conn.defaults) {
             Err(CloseReason::Replaced)
         } else if self.0.valve.flow() == Flow::Paused {
             Err(CloseReason::Paused)

@@ -17,6 +17,7 @@ use crate::pool::{CheckoutError, DELIVERED, WatchedPool};
 use crate::rack::Spare;
 use crate::slots::{Closed, Slot};
 use crate::valve::Flow;
+use crate::wire::vars::Vars;
 
 impl From<Closed> for CheckoutError {
     fn from(_: Closed) -> Self {
@@ -35,9 +36,9 @@ impl WatchedPool {
     }
 
     /// The idle connection that came home last, if it may be lent without asking the server.
-    pub(crate) fn fit_spare(&self, now: Moment) -> Option<Spare> {
+    pub(crate) fn fit_spare(&self, now: Moment, vars: &Arc<Vars>) -> Option<Spare> {
         let rack = &self.inner().rack;
-        let spare = rack.take()?;
+        let spare = rack.take_like(vars)?;
         let conn = &spare.conn;
         let fit = self.keeps(conn, now).is_ok()
             && !spare.object().is_closed()
@@ -107,14 +108,19 @@ impl WatchedPool {
 
     /// A connection that is alive, young enough, quiet, and to the right server. Waits for a server that
     /// is away, for what is left of the client's patience; what the server itself says is told at once.
-    pub(crate) async fn connection(&self, began: Moment, since: Moment) -> Result<Spare, CheckoutError> {
+    pub(crate) async fn connection(
+        &self,
+        began: Moment,
+        since: Moment,
+        vars: &Arc<Vars>,
+    ) -> Result<Spare, CheckoutError> {
         let mut waiting = None;
         loop {
             let outage = Arc::clone(&self.inner().target.load().outage);
             let why = match outage.outlook() {
                 // Nobody dials now but the one who tries: wait for what it finds, or for a connection to come home.
                 Some(outlook) if self.inner().rack.is_empty() => outlook,
-                _ => match self.idle_or_new().await {
+                _ => match self.idle_or_new(vars).await {
                     Err(Failed::Away(outlook)) => outlook,
                     Err(Failed::Told(error)) => return Err(error),
                     Ok(found) => return Ok(found),
@@ -129,9 +135,9 @@ impl WatchedPool {
         }
     }
 
-    async fn idle_or_new(&self) -> Result<Spare, Failed> {
+    async fn idle_or_new(&self, vars: &Arc<Vars>) -> Result<Spare, Failed> {
         loop {
-            let spare = match self.inner().rack.take() {
+            let spare = match self.inner().rack.take_like(vars) {
                 Some(spare) if spare.object().is_closed() => {
                     self.discard(spare, CloseReason::ServerLost);
                     continue;

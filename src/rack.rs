@@ -10,6 +10,7 @@ use deadpool_postgres::{Client, ClientWrapper};
 
 use crate::conn::ServerConn;
 use crate::event::CloseReason;
+use crate::wire::vars::Vars;
 
 /// A connection that nobody uses, or that somebody has. Dropping it closes the connection: its owner may have been
 /// in the middle of something, and deadpool would keep it where nobody looks.
@@ -34,10 +35,13 @@ impl Rack {
         Self(Mutex::new(Shelf::Open(Vec::new())))
     }
 
-    /// The one that came last.
-    pub(crate) fn take(&self) -> Option<Spare> {
+    /// The newest on which these parameters are set already, or else the newest.
+    pub(crate) fn take_like(&self, vars: &Arc<Vars>) -> Option<Spare> {
         match &mut *self.lock() {
-            Shelf::Open(spares) => spares.pop(),
+            Shelf::Open(spares) => match spares.iter().rposition(|spare| spare.conn.has_applied(vars)) {
+                Some(at) => Some(spares.remove(at)),
+                None => spares.pop(),
+            },
             Shelf::Closed => None,
         }
     }

@@ -202,6 +202,10 @@ pub struct CheckoutSnapshot {
     pub connection_uses: u64,
     /// Why the connection is not given back between transactions; `null` if it is.
     pub pinned: Option<Pin>,
+    /// For how long it has not been given back for that, seconds.
+    pub pinned_seconds: Option<f64>,
+    /// The statement that pinned it, without its values.
+    pub pinned_by: Option<std::sync::Arc<str>>,
     /// Whether its connection is past its `max_lifetime`.
     pub overdue: bool,
     /// How long it may be idle before it is suspect, seconds; its ceiling where it is not known what is usual.

@@ -22,7 +22,8 @@ use tokio_rustls::server::TlsStream as ServedTls;
 use crate::wire::frame::{self, Cut, Cutter, Direction};
 use crate::wire::prepared::Prepared;
 use crate::wire::pulse::Pulse;
-use crate::wire::reply::read_parameter_status;
+use crate::wire::reply::{self, read_parameter_status};
+use crate::wire::vars::Vars;
 
 /// A byte stream that may be boxed.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -129,6 +130,12 @@ pub struct Wire {
     pub prepared: Prepared,
     /// Where in the server's stream the relay stopped.
     pub received: Cutter,
+    /// The parameters as the server reported them last, by the names that it has for them.
+    pub current: Arc<Vars>,
+    /// Notifications that came while pgleash itself asked the server something on behalf of the client who listens.
+    pub kept: Vec<u8>,
+    /// Whether they are kept.
+    pub keeps: bool,
     /// Whole frames at the beginning of the inbox, in bytes; their tags have been told to the pulse.
     whole: usize,
     /// Frames that tokio-postgres sends.
@@ -157,6 +164,9 @@ impl Wire {
             pulse: Pulse::new(),
             prepared: Prepared::default(),
             received: Cutter::new(Direction::Backend),
+            current: Arc::default(),
+            kept: Vec::new(),
+            keeps: false,
             whole: 0,
             sent: Cutter::new(Direction::Frontend),
             half_header: Vec::new(),
@@ -166,8 +176,13 @@ impl Wire {
 
     /// Nothing owed, no transaction, no half frame, nothing that tokio-postgres has yet to see.
     fn is_quiet(&self) -> bool {
+        self.pulse.is_quiet() && self.may_query()
+    }
+
+    /// The same, but that a transaction may be open.
+    fn may_query(&self) -> bool {
         self.login.is_none()
-            && self.pulse.is_quiet()
+            && self.pulse.may_query()
             && self.whole == 0
             && self.sent.at_boundary()
             && self.half_header.is_empty()
@@ -175,9 +190,14 @@ impl Wire {
 
     /// Tells the pulse of the frames that have become whole in the inbox.
     fn take_stock(&mut self) -> io::Result<()> {
-        let Self { inbox, pulse, login, .. } = self;
+        let Self { inbox, pulse, login, current, kept, keeps, .. } = self;
         self.whole = frame::whole_frames(Direction::Backend, inbox, |frame| {
             pulse.received(frame.tag, frame.body.first().copied());
+            match frame.tag {
+                b'S' => note_parameter(current, frame.body),
+                b'A' if *keeps => reply::passed_on(kept, frame.tag, frame.body),
+                _ => {}
+            }
             if let Some(login) = login {
                 login.learn(frame.tag, frame.body);
             }
@@ -238,6 +258,14 @@ impl Wire {
             }
         }
         Ok(())
+    }
+}
+
+/// Keeps parameters true to a ParameterStatus.
+pub fn note_parameter(current: &mut Arc<Vars>, body: &[u8]) {
+    let Some((name, value)) = read_parameter_status(body) else { return };
+    if current.get(name).map(String::as_str) != Some(value) {
+        Arc::make_mut(current).insert(name.to_owned(), value.to_owned());
     }
 }
 
@@ -370,6 +398,24 @@ impl Switch {
         }
     }
 
+    /// As [`Switch::lend`], also within a transaction, if nothing is in flight.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lend_again(&self) -> Result<Box<Wire>, NotLent> {
+        let mut shared = self.lock();
+        match std::mem::replace(&mut shared.place, Place::Gone) {
+            Place::Home(wire) if wire.may_query() => {
+                shared.place = Place::Lent;
+                Ok(wire)
+            }
+            other => {
+                shared.place = other;
+                Err(NotLent::NotQuiet)
+            }
+        }
+    }
+
     /// Brings the wire home. The connection task is not woken: it has nothing to do until it is asked
     /// something, and [`Switch::wake_home`] makes it look whether the server is still there.
     pub fn give_back(&self, wire: Box<Wire>) {
@@ -384,6 +430,14 @@ impl Switch {
         let waker = self.lock().home.take();
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+
+    /// The parameters as the server reported them last, if the wire is at home.
+    pub fn current(&self) -> Option<Arc<Vars>> {
+        match &self.lock().place {
+            Place::Home(wire) => Some(Arc::clone(&wire.current)),
+            Place::Lent | Place::Gone => None,
         }
     }
 

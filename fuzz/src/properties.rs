@@ -10,7 +10,6 @@ use super::wire::reply::{self, SqlState};
 use super::wire::scan::Scanner;
 use super::wire::startup::{self, FirstPacket, MAX_FIRST_PACKET};
 use super::wire::tags::Tags;
-use super::wire::vars::Reported;
 
 /// Bytes from somebody at the door, as the gate reads them: lengths and bodies, one after the other.
 pub fn first_packets(mut bytes: &[u8]) {
@@ -299,9 +298,9 @@ fn wanted(tag: u8) -> usize {
 
 /// A statement's words, cut anywhere, pin or do not pin alike.
 pub fn statements(bytes: &[u8]) {
-    let mut whole = Scanner::new(Reported::default());
+    let mut whole = Scanner::new();
     whole.feed(bytes);
-    let mut pieces = Scanner::new(Reported::default());
+    let mut pieces = Scanner::new();
     bytes.chunks(3).for_each(|piece| pieces.feed(piece));
     assert_eq!(pieces.finish(), whole.finish());
     said(bytes);

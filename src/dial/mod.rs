@@ -101,7 +101,7 @@ impl Target {
             // A Config cannot forget its password, so the rest is carried over without it.
             postgres = without_password(&self.postgres);
         }
-        postgres.user(user).dbname(database).application_name("pgleash");
+        postgres.user(user).dbname(database);
         let (attrs, outage) = (self.attrs, Arc::clone(&self.outage));
         Self { postgres, tls: self.tls.clone(), attrs, outage, passwords: Arc::clone(&self.passwords) }
     }

@@ -106,7 +106,8 @@ struct Checkout<L> {
     /// End of its connection's life.
     expires: Moment,
     waited: Duration,
-    pinned: Option<Pin>,
+    /// Why it keeps its connection between transactions, since when, and after which statement without its values.
+    pinned: Option<(Pin, Moment, Arc<str>)>,
     /// What its application says that it is doing.
     route: Option<Arc<str>>,
     group: GroupId,

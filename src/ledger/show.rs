@@ -10,6 +10,7 @@ use crate::ids::{CheckoutId, Moment};
 use crate::judge;
 use crate::policy::Policy;
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot};
+use crate::wire::pin::Pin;
 
 use super::sweep::{Habits, Idlers, idlers_of, turnover};
 use super::waits;
@@ -42,7 +43,28 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             let lead = if n == 0 { ", most idle: " } else { ", " };
             let _ = write!(told, "{lead}{app}{route} ({} for {:.1} s in all)", top.stale, top.stale_seconds);
         }
+        told.push_str(&self.pins());
         let _ = write!(told, ", {} clients waiting", self.waits.len());
+        told
+    }
+
+    /// How many connections their clients keep between transactions, for which reasons, and whose the most are.
+    fn pins(&self) -> String {
+        let mut reasons: BTreeMap<Pin, (usize, BTreeMap<&str, usize>)> = BTreeMap::new();
+        for checkout in self.checkouts.values() {
+            // In session mode every client keeps its connection, and `in use` says so.
+            if let Some((pin, ..)) = checkout.pinned.as_ref().filter(|(pin, ..)| *pin != Pin::SessionMode) {
+                let (count, apps) = reasons.entry(*pin).or_default();
+                *count += 1;
+                *apps.entry(&checkout.holder.app).or_default() += 1;
+            }
+        }
+        let mut told = String::new();
+        for (pin, (count, apps)) in reasons {
+            let app = apps.iter().max_by_key(|(_, count)| **count).map_or("", |(app, _)| app);
+            let app = if app.is_empty() { "(no application_name)" } else { app };
+            let _ = write!(told, ", {count} pinned by {pin} (app {app})");
+        }
         told
     }
 
@@ -185,7 +207,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             backend_pid: conn.map_or(0, |conn| conn.backend_pid),
             connection_age_seconds: conn.map_or(0.0, |conn| now.since(conn.opened).as_secs_f64()),
             connection_uses: conn.map_or(0, |conn| conn.uses),
-            pinned: checkout.pinned,
+            pinned: checkout.pinned.as_ref().map(|(pin, ..)| *pin),
+            pinned_seconds: checkout.pinned.as_ref().map(|(_, since, _)| now.since(*since).as_secs_f64()),
+            pinned_by: checkout.pinned.as_ref().map(|(.., by)| Arc::clone(by)).filter(|by| !by.is_empty()),
             overdue: conn.is_some_and(|conn| conn.expires <= now),
             suspect: match checkout.mark {
                 Mark::Held => None,

@@ -185,7 +185,7 @@ impl<L: AsRef<Activity>> Checkout<L> {
         let pause = Pause::of(seen.phase);
         Case {
             seen,
-            pinned: self.pinned,
+            pinned: self.pinned.as_ref().map(|(pin, ..)| *pin),
             allowance: habits.allowance(self),
             habit: pause.map(|pause| habits.of(self.group, pause)).unwrap_or_default(),
             own_worst: pause.map_or(Duration::ZERO, |pause| self.worst[pause as usize]),

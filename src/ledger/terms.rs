@@ -14,9 +14,12 @@ use super::{Checkout, Ledger, Suspicion};
 
 impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// The checkout keeps its connection between transactions, for this reason.
-    pub fn pinned(&mut self, id: CheckoutId, reason: Pin) {
+    pub fn pinned(&mut self, id: CheckoutId, reason: Pin, now: Moment) {
         if let Some(checkout) = self.checkouts.get_mut(&id) {
-            checkout.pinned = Some(reason);
+            // `pool.mode` is no statement's doing.
+            let statement =
+                if reason == Pin::SessionMode { String::new() } else { checkout.leash.as_ref().statement() };
+            checkout.pinned = Some((reason, now, statement.into()));
         }
     }
 

@@ -208,9 +208,9 @@ fn a_slow_statement_is_told_and_never_due() {
 #[test]
 fn a_held_connection_past_its_life_is_told_once_and_is_never_due_for_it() {
     let mut scene = Scene::with(1);
-    scene.ledger.pinned(Scene::CHECKOUT, Pin::Listen); // Too early: there is no such checkout yet.
+    scene.ledger.pinned(Scene::CHECKOUT, Pin::Listen, at(999)); // Too early: there is no such checkout yet.
     let activity = scene.lend(1, 1000);
-    scene.ledger.pinned(Scene::CHECKOUT, Pin::Listen);
+    scene.ledger.pinned(Scene::CHECKOUT, Pin::Listen, at(1000));
     activity.publish(Phase::Held, at(1000)).unwrap();
     assert!(scene.sweep(1829).is_empty(), "not within 30 s of its end of life");
     assert_eq!(scene.show(1829).overdue, 1, "but it is shown");

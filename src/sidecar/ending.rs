@@ -47,9 +47,11 @@ pub enum News {
 pub enum End {
     /// The transaction is over and nothing keeps the connection.
     Quiet,
-    /// The client keeps the connection, and has set parameters back to the server's defaults: those that
-    /// it logged in with have to be set again, as a server of its own would.
-    Reset,
+    /// Nothing is in flight, and the server has to be asked what the client's statements have changed, or its own
+    /// parameters have to be set again.
+    Unsettled,
+    /// The client is about to read values of sequences, and those of another session may be there.
+    Sequences,
     /// The client said Terminate.
     Goodbye,
     /// The client's socket is gone.

@@ -23,6 +23,7 @@ pub fn refusal(error: &CheckoutError) -> Vec<u8> {
             reply::fatal(SqlState::CannotConnectNow, &said, Some("Whoever paused it has to resume it."))
         }
         CheckoutError::Stalled => reply::fatal(SqlState::ConnectionFailure, &said, None),
+        CheckoutError::Refused(state, message) => reply::fatal(*state, message, None),
         CheckoutError::Closed => draining(),
     }
 }

@@ -16,18 +16,20 @@ use crate::event::{Event, Refusal};
 use crate::ids::{Holder, PoolKey, SessionId};
 use crate::pool::{CheckoutError, WatchedPool, describe};
 use crate::switch::Io;
+use crate::valve::Flow;
 use crate::wire::frame::Direction;
 use crate::wire::prepared::Names;
 use crate::wire::reply::{self, SqlState};
 use crate::wire::scram::ScramError;
 use crate::wire::startup::{APPLICATION_NAME, FirstPacket, Startup, StartupError};
+use crate::wire::vars::Vars;
 
 use super::Hub;
 use super::auth::Origin;
 use super::cancel::CancelKey;
 use super::entry::{first_packet, prove};
 use super::farewell::{draining, drop_unread, refusal};
-use super::greeting::{greeting, settings_of};
+use super::greeting::greeting;
 use super::pipe::Pipe;
 use super::reader::Reader;
 use super::session::{Place, Session, Shared};
@@ -97,6 +99,11 @@ pub(super) enum Turned {
         name: String,
         error: CheckoutError,
     },
+    /// The role may not log in, in the server's words.
+    Refused {
+        state: SqlState,
+        message: String,
+    },
     Checkout(CheckoutError),
 }
 
@@ -163,11 +170,13 @@ async fn enter(
         return Err((caller, Turned::TooManyClients(limit)));
     };
     let place = Place { hub: Arc::clone(hub), session: id };
-    let (pool, holder) = match log_in(hub, &mut caller, &mut startup, id, &shared).await {
+    let (pool, holder, told, unasked) = match log_in(hub, &mut caller, &mut startup, id, &shared).await {
         Ok(entered) => entered,
         Err(turned) => return Err((caller, turned)),
     };
-    let vars = hub.shared_vars(settings_of(&startup));
+    let vars = hub.shared_vars(startup.settings.clone());
+    let (told, pool_defaults) =
+        (hub.shared_vars(told), if unasked { Arc::default() } else { pool.defaults() });
     Ok(Session {
         place: Some(place),
         hub: Arc::clone(hub),
@@ -178,6 +187,12 @@ async fn enter(
         client: caller.io,
         up: Pipe::new(Direction::Frontend),
         own: Arc::clone(&vars),
+        defaults: pool_defaults,
+        greeted: Arc::clone(&told),
+        told,
+        prepared: Vec::new(),
+        unasked,
+        reads_sequences: false,
         vars,
         reader: Reader::new(),
         news: Vec::new(),
@@ -216,7 +231,7 @@ async fn log_in(
     startup: &mut Startup,
     id: SessionId,
     shared: &Arc<Shared>,
-) -> Result<(WatchedPool, Arc<Holder>), Turned> {
+) -> Result<(WatchedPool, Arc<Holder>, Vars, bool), Turned> {
     if hub.is_draining() {
         return Err(Turned::Draining);
     }
@@ -228,17 +243,25 @@ async fn log_in(
         client: caller.from.clone(),
     });
     let key = PoolKey::new(&startup.database, &startup.user);
+    let mut unasked = false;
     let pool = match hub.known_pool(&key) {
-        Some(pool) => pool,
+        Some(pool) => {
+            let admission = if hub.valve.flow() == Flow::Open { pool.admission(&holder).await } else { None };
+            unasked = admission.is_none();
+            if let Some((state, message)) = admission.and_then(|admission| hub.refusal(admission, &key)) {
+                return Err(Turned::Refused { state, message });
+            }
+            pool
+        }
         None => open_pool(hub, &key, &holder).await?,
     };
     let welcome = pool.welcome().unwrap_or_default();
     startup.spell_name(welcome.get("server_version").map_or("", String::as_str));
     trial::hear(hub, &pool, startup, &holder).await?;
-    let greeting = greeting(hub, &pool, startup, &holder, shared).await?;
+    let (greeting, told) = greeting(hub, &pool, startup, &holder, shared).await?;
     caller.io.write_all(&greeting).await?;
     caller.io.flush().await?;
-    Ok((pool, holder))
+    Ok((pool, holder, told, unasked))
 }
 
 /// Opens the first connection of a pool: only a server that lets us in makes a pool.
@@ -304,6 +327,7 @@ async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
         Turned::TooManyCancels => (Refusal::TooManyClients, None),
         Turned::Draining => (Refusal::Draining, Some(draining())),
         Turned::Parameters { error, .. } => (Refusal::Login, Some(refusal(error))),
+        Turned::Refused { state, message } => (Refusal::Login, Some(reply::fatal(*state, message, None))),
         Turned::Checkout(error) => {
             let reason = match error {
                 CheckoutError::Upstream(error) if !is_unreachable(error) => Refusal::Login,
@@ -353,6 +377,7 @@ impl fmt::Display for Turned {
                 };
                 write!(f, "the server refuses a parameter of the login: {name:?} ({code})")
             }
+            Turned::Refused { message, .. } => f.write_str(message),
             Turned::Checkout(CheckoutError::Upstream(error)) => f.write_str(&describe(error)),
             Turned::Checkout(error) => error.fmt(f),
         }

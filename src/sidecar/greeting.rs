@@ -22,7 +22,8 @@ pub(super) async fn greeting(
     startup: &Startup,
     holder: &Arc<Holder>,
     shared: &Shared,
-) -> Result<Vec<u8>, Turned> {
+) -> Result<(Vec<u8>, Vars), Turned> {
+    let mut told = Vars::new();
     let mut greeting = Vec::with_capacity(512);
     if startup.needs_negotiation() {
         let minor = startup.spoken_minor();
@@ -32,25 +33,16 @@ pub(super) async fn greeting(
     let welcome = pool.welcome().unwrap_or_default();
     for (name, reported) in &*welcome {
         let value = match startup.settings.get(&name.to_ascii_lowercase()) {
-            // The server's report is about pgleash.
-            None if name == APPLICATION_NAME => String::new(),
             None => reported.clone(),
             Some(asked) if !is_respelled(name, asked) => asked.clone(),
             Some(asked) => spell(hub, pool, (name, asked, reported), holder).await?,
         };
         reply::parameter_status(&mut greeting, name, &value);
+        told.insert(name.clone(), value);
     }
     reply::backend_key_data(&mut greeting, holder.session.0, shared.key.bytes());
     reply::ready_for_query(&mut greeting);
-    Ok(greeting)
-}
-
-/// The parameters that follow the client. Without a name of its own it has an empty one, as it would
-/// have with the server, and not ours.
-pub(super) fn settings_of(startup: &Startup) -> Vars {
-    let mut settings = startup.settings.clone();
-    settings.entry(APPLICATION_NAME.to_owned()).or_default();
-    settings
+    Ok((greeting, told))
 }
 
 /// Parameters whose values the server spells in its own way, and that drivers decode by.

@@ -18,14 +18,17 @@ use crate::keeper::Watch;
 use crate::policy::{Action, LivePolicy, PoolMode};
 use crate::pool::{WatchedPool, WeakPool};
 use crate::snapshot::{FlowState, Snapshot};
+use crate::turn::Turn;
 use crate::valve::{Flow, Valve};
+use crate::wire::look::Admission;
+use crate::wire::reply::SqlState;
 use crate::wire::vars::Vars;
 
 use super::auth::Credentials;
-use super::cancel::{CancelKey, Desk, Turn};
+use super::cancel::{CancelKey, Desk};
 use super::ending::Orders;
 use super::places::{Places, Taken};
-use super::session::Shared;
+use super::session::{Shared, Stand};
 use super::{RunError, target};
 
 /// The process as its sessions see it.
@@ -95,6 +98,26 @@ impl Hub {
             mode: config.policy.mode,
             config: ArcSwap::from_pointee(config),
         }
+    }
+
+    /// In the server's words, why a role may not log in; `None` if it may.
+    pub fn refusal(&self, admission: Admission, key: &PoolKey) -> Option<(SqlState, String)> {
+        let PoolKey { user, database, .. } = key;
+        Some(match admission {
+            Admission::Open => return None,
+            // Without a password nothing has expired.
+            Admission::Expired if !self.credentials.demands_password() => return None,
+            Admission::Expired => {
+                (SqlState::InvalidPassword, format!("password authentication failed for user \"{user}\""))
+            }
+            Admission::NoLogin => {
+                (SqlState::InvalidAuthorization, format!("role \"{user}\" is not permitted to log in"))
+            }
+            Admission::Unknown => (SqlState::InvalidAuthorization, format!("role \"{user}\" does not exist")),
+            Admission::NoConnect => {
+                (SqlState::InsufficientPrivilege, format!("permission denied for database \"{database}\""))
+            }
+        })
     }
 
     /// The pools there are, by name.
@@ -219,7 +242,7 @@ impl Hub {
             turn: Turn::default(),
             tether: Tether::new(Arc::clone(&self.watch.attention)),
             orders: Orders::default(),
-            conn: Mutex::default(),
+            stand: Stand::default(),
         });
         if self.is_draining() {
             shared.order(false);

@@ -41,6 +41,25 @@ enum Presence {
     HungUp(Timer),
 }
 
+/// The parameters as a client was told, and as it is to be told.
+pub struct Told<'a> {
+    /// By the names that the server has for them.
+    pub told: &'a mut Arc<Vars>,
+    /// What they go back to.
+    pub returns: Returns<'a>,
+}
+
+/// What a RESET goes back to for a client.
+#[derive(Clone, Copy)]
+pub struct Returns<'a> {
+    /// What it asked for at its login, by names in lower case.
+    pub own: &'a Vars,
+    /// What it was told there.
+    pub greeted: &'a Vars,
+    /// What the server goes back to on this connection, by names in lower case.
+    pub defaults: &'a Vars,
+}
+
 type Timer = std::pin::Pin<Box<Sleep>>;
 
 /// A relay between one client and one lent wire.
@@ -55,12 +74,16 @@ pub struct Relay<'a> {
     pub tether: &'a Tether,
     /// What the drain says.
     pub orders: &'a Orders,
-    /// The client's parameters, kept true to what the server reports.
-    pub vars: &'a mut Arc<Vars>,
+    /// The client's parameters.
+    pub vars: &'a Arc<Vars>,
+    /// The parameters as the client was told last.
+    pub told: Told<'a>,
     /// What the client has prepared, if the connection is shared.
     pub names: Option<&'a mut Names>,
     /// What the client's statements leave behind.
     pub words: &'a mut Words,
+    /// What a session's own sequences say is the client's: nobody else's values are on the connection.
+    pub own_sequences: bool,
     down: Pipe,
     reader: &'a mut Reader,
     /// What the client has said of its work, and nobody has been told.
@@ -91,7 +114,7 @@ impl<'a> Relay<'a> {
         up: &'a mut Pipe,
         wire: &'a mut Wire,
         shared: &'a Shared,
-        (vars, mut names, news): (&'a mut Arc<Vars>, Option<&'a mut Names>, &mut Vec<u8>),
+        (vars, mut names, news, told): (&'a Arc<Vars>, Option<&'a mut Names>, &mut Vec<u8>, Told<'a>),
         (words, reader): (&'a mut Words, &'a mut Reader),
     ) -> Self {
         if let Some(names) = &mut names {
@@ -99,6 +122,8 @@ impl<'a> Relay<'a> {
         }
         let mut down = Pipe::holding(Direction::Backend, std::mem::take(&mut wire.inbox));
         down.put(news);
+        down.put(&mut wire.kept);
+        wire.keeps = false;
         Self {
             client,
             up,
@@ -106,7 +131,9 @@ impl<'a> Relay<'a> {
             tether: &shared.tether,
             orders: &shared.orders,
             vars,
+            told,
             names,
+            own_sequences: true,
             down,
             words,
             reader,
@@ -269,16 +296,19 @@ impl<'a> Relay<'a> {
                 return Some(self.parted());
             }
         } else if delivered && whole && beat == Beat::Quiet {
+            if self.words.is_unsettled() {
+                return Some(End::Unsettled);
+            }
             // With half a header at hand the client is about to speak: it would be lent the next one.
             if self.words.pinned().is_none() && self.up.unseen().is_empty() {
                 return Some(End::Quiet);
             }
-            if self.words.owes_own() {
-                return Some(End::Reset);
-            }
             if self.orders.is_draining() {
                 return Some(End::Drained);
             }
+        }
+        if self.words.holds() && delivered && whole && beat == Beat::InTransaction {
+            return Some(End::Unsettled);
         }
         let phase = match phase_of(beat) {
             _ if !delivered => Phase::InFlight,
@@ -356,6 +386,16 @@ const fn phase_of(beat: Beat) -> Phase {
         Beat::InTransaction => Phase::InTransaction,
         Beat::AwaitsClient => Phase::AwaitsClient,
     }
+}
+
+/// Whether what a client sends seems to read values of sequences that are its session's own.
+pub fn reads_sequences(bytes: &[u8]) -> bool {
+    memchr::memchr2_iter(b'v', b'V', bytes).any(|at| {
+        let word = at.checked_sub(4).and_then(|from| bytes.get(from..at + 3));
+        word.is_some_and(|word| {
+            word.eq_ignore_ascii_case(b"currval") || word.eq_ignore_ascii_case(b"lastval")
+        })
+    })
 }
 
 /// How many body bytes of a client's frame with this tag are looked at at once.

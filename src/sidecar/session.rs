@@ -1,10 +1,13 @@
 //! One client's life: wait for a statement, borrow a connection, relay, give it back. Floor 4.
 
-mod parameters;
+mod cancelled;
+mod settle;
+mod stand;
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,21 +23,26 @@ use crate::policy::PoolMode;
 use crate::pool::{CheckoutError, WatchedPool};
 use crate::queue::settle;
 use crate::switch::{Io, Wire};
+use crate::turn::Turn;
 use crate::wire::frame::Direction;
+use crate::wire::look::Defaults;
+use crate::wire::pin::{Pin, Pins};
 use crate::wire::prepared::Names;
 use crate::wire::pulse::Beat;
 use crate::wire::reply::{self, SqlState};
+use crate::wire::scan::Touched;
 use crate::wire::vars::Vars;
 
 use super::Hub;
-use super::cancel::{CancelKey, Turn};
+use super::cancel::CancelKey;
 use super::ending::{End, Ended, News, Orders};
 use super::farewell::{Asked, draining, lost, reclaimed, refusal};
 use super::pipe::Pipe;
 use super::reader::{Reader, Said};
-use super::relay::{Relay, wanted_up};
+use super::relay::{Relay, Returns, Told, reads_sequences, wanted_up};
 use super::words::Words;
-pub(super) use parameters::{prepare_for, set_parameters};
+pub(super) use settle::{prepare_for, set_parameters};
+pub(super) use stand::{Found, Stand};
 
 /// What the rest of the process can reach of a session.
 pub struct Shared {
@@ -46,16 +54,11 @@ pub struct Shared {
     pub tether: Arc<Tether>,
     /// What the drain says.
     pub orders: Orders,
-    /// The connection the client has now. A cancel is announced on it under this lock, so that it is
-    /// either announced before the connection is given back, or not at all.
-    pub conn: Mutex<Option<Arc<ServerConn>>>,
+    /// What a cancel request finds.
+    pub stand: Stand,
 }
 
 impl Shared {
-    fn set_conn(&self, conn: Option<Arc<ServerConn>>) {
-        *self.conn.lock().unwrap_or_else(PoisonError::into_inner) = conn;
-    }
-
     /// Tells the session to leave, now or at the next quiet moment.
     pub fn order(&self, now: bool) {
         if now {
@@ -87,6 +90,18 @@ pub struct Session {
     pub vars: Arc<Vars>,
     /// Those that it logged in with: what a RESET goes back to.
     pub own: Arc<Vars>,
+    /// What role and database set when it logged in.
+    pub defaults: Arc<Defaults>,
+    /// The parameters as it was told last, by the names that the server has for them.
+    pub told: Arc<Vars>,
+    /// As it was told when it logged in.
+    pub greeted: Arc<Vars>,
+    /// Parameters that its prepared statements may change.
+    pub prepared: Vec<Touched>,
+    /// Every connection was held when it logged in: whether its role may is asked before its first statement.
+    pub unasked: bool,
+    /// It has read values of sequences that are the session's own.
+    pub reads_sequences: bool,
     /// What it has prepared, in transaction mode.
     pub names: Names,
     /// What it says of its work.
@@ -123,19 +138,36 @@ impl Session {
 
     /// From a statement's beginning to the end of the checkout; whether the session goes on.
     async fn work(&mut self) -> bool {
-        let borrowed = match self.pool.checkout_at_once(&self.holder, &self.shared.tether) {
-            Some(checkout) if checkout.conn().change_to(&self.vars).is_none() => Ok(Some(checkout)),
+        let at_once = self.pool.checkout_at_once(&self.holder, &self.shared.tether, &self.vars);
+        let borrowed = match at_once {
+            Some(checkout) if self.is_ready(&checkout) => Ok(Borrowed::Lent(checkout)),
             // On the heap, as it is the exception, and large.
             at_once => Box::pin(self.borrow_connection(at_once)).await,
         };
         match borrowed {
-            Ok(Some(checkout)) => self.lend(checkout).await,
-            Ok(None) => false,
+            Ok(Borrowed::Lent(checkout)) => self.lend(checkout).await,
+            Ok(Borrowed::Cancelled) => Box::pin(self.answer_cancelled()).await,
+            Ok(Borrowed::Gone) => false,
             Err(error) => {
                 Box::pin(self.refuse(&error)).await;
                 false
             }
         }
+    }
+
+    /// Whether nothing has to be done on a connection before this client may have it.
+    fn is_ready(&self, checkout: &Checkout) -> bool {
+        let conn = checkout.conn();
+        !self.unasked
+            && !self.wants_sequences(conn)
+            && (conn.has_applied(&self.vars) && Arc::ptr_eq(&self.defaults, &conn.defaults)
+                || conn.change_to(&self.wanted_on(conn)).is_none())
+    }
+
+    /// Whether it may read values of sequences that are another session's there.
+    fn wants_sequences(&self, conn: &ServerConn) -> bool {
+        (self.reads_sequences || reads_sequences(self.up.unseen()))
+            && conn.last_session.load(Ordering::Relaxed) != self.holder.session.0
     }
 
     /// Waits for a statement's beginning while no server connection is held.
@@ -159,24 +191,22 @@ impl Session {
         .await
     }
 
-    /// A connection with this client's parameters set on it, which may be `at_once` at hand; `None` if the client
-    /// left while it waited.
-    async fn borrow_connection(
-        &mut self,
-        at_once: Option<Checkout>,
-    ) -> Result<Option<Checkout>, CheckoutError> {
-        let checkout = match at_once {
-            Some(checkout) => checkout,
-            None => {
-                let waiting = pin!(self.pool.checkout(&self.holder, &self.shared.tether));
-                tokio::select! {
-                    biased;
-                    checkout = waiting => checkout?,
-                    () = gone(&mut self.client, &mut self.up, &self.shared) => return Ok(None),
-                }
+    /// A connection with this client's parameters set on it, which may be `at_once` at hand.
+    async fn borrow_connection(&mut self, at_once: Option<Checkout>) -> Result<Borrowed, CheckoutError> {
+        self.shared.stand.waits();
+        let mut at_once = at_once;
+        let checkout = loop {
+            let checkout = match self.wait_for(at_once.take()).await? {
+                Ok(checkout) => checkout,
+                Err(left) => return Ok(left),
+            };
+            // One of before is not for a client that came after the defaults have changed.
+            if !self.unasked || self.ask_admission(&checkout).await? {
+                break checkout;
             }
+            checkout.recycle(None, Plan::Close, Resolution::Returned, None);
         };
-        if let Err(error) = set_parameters(checkout.conn(), checkout.client(), &self.vars).await {
+        if let Err(error) = self.equip(&checkout).await {
             // A value that the server refused is the client's fault, not the connection's.
             let refused = matches!(&error, CheckoutError::Upstream(error) if error.as_db_error().is_some());
             let wire = if refused && settle(checkout.client()).await { checkout.lend().ok() } else { None };
@@ -184,41 +214,98 @@ impl Session {
             checkout.recycle(wire, plan, Resolution::Returned, None);
             return Err(error);
         }
-        Ok(Some(checkout))
+        Ok(Borrowed::Lent(checkout))
+    }
+
+    /// The connection that is at hand, or the one that comes free; or what became of the client meanwhile.
+    async fn wait_for(
+        &mut self,
+        at_once: Option<Checkout>,
+    ) -> Result<Result<Checkout, Borrowed>, CheckoutError> {
+        let checkout = match at_once {
+            Some(checkout) => checkout,
+            None => {
+                let waiting = pin!(self.pool.checkout(&self.holder, &self.shared.tether, &self.vars));
+                tokio::select! {
+                    biased;
+                    checkout = waiting => checkout?,
+                    left = gone(&mut self.client, &mut self.up, &self.shared) => return Ok(Err(left)),
+                }
+            }
+        };
+        Ok(Ok(checkout))
+    }
+
+    /// Makes a connection what this client expects.
+    async fn equip(&mut self, checkout: &Checkout) -> Result<(), CheckoutError> {
+        let conn = checkout.conn();
+        if self.wants_sequences(conn) {
+            self.forget_sequences(checkout).await?;
+        }
+        set_parameters(conn, checkout.client(), &self.wanted_on(conn)).await
     }
 
     /// Lends the connection's wire for as long as the client needs it; whether the session goes on.
     async fn lend(&mut self, checkout: Checkout) -> bool {
-        let mode = self.hub.mode;
+        let conn = Arc::clone(checkout.conn());
+        if self.defaults.key.is_empty() {
+            // They were about to change when it logged in.
+            self.defaults = Arc::clone(&conn.defaults);
+        }
+        let last = conn.last_session.swap(self.holder.session.0, Ordering::Relaxed);
+        // It has been seen to by then if the client is known to read any.
+        let mut own_sequences = last == self.holder.session.0 || self.reads_sequences || !self.shares();
+        let temporary = self.makes_temporary(&conn);
         // By itself, or this call would be large enough to make its place on the heap hard to find.
-        let mut words = Box::new(Words::new(mode, checkout.conn().reported));
+        let mut words = Box::new(Words::new(self.hub.mode, std::mem::take(&mut self.prepared), temporary));
         loop {
-            let Ok(mut wire) = checkout.lend() else {
+            let Ok(mut wire) = conn.switch.lend_again() else {
                 checkout.recycle(None, Plan::Lost, Resolution::ServerLost, None);
                 Box::pin(self.last_word(&lost())).await;
                 return false;
             };
-            let ended = self.relay(&checkout, &mut wire, &mut words).await;
+            if !self.shared.stand.has(&conn) {
+                self.prepared = words.into_prepared();
+                match self.shared.tether.activity.finish() {
+                    Ok(_) => checkout.come_home(wire),
+                    Err(_) => checkout.recycle(Some(wire), Plan::Reset, Resolution::Returned, None),
+                }
+                return Box::pin(self.answer_cancelled()).await;
+            }
+            self.catch_up(&mut wire);
+            let ended = self.relay(&checkout, &mut wire, &mut words, own_sequences).await;
+            self.reads_sequences |= words.reads_sequences();
             match ended.end {
                 End::Quiet if self.shared.tether.activity.finish().is_ok() => {
+                    self.prepared = words.into_prepared();
                     checkout.come_home(wire);
                     return true;
                 }
-                End::Reset => {
-                    words.restored();
-                    checkout.conn().switch.give_back(wire);
-                    let setting = set_parameters(checkout.conn(), checkout.client(), &self.vars);
-                    if let Err(error) = Box::pin(setting).await {
+                End::Unsettled => {
+                    let settling = Box::pin(self.settle(&checkout, wire, &mut words));
+                    if let Err(error) = settling.await {
+                        checkout.recycle(None, Plan::Close, Resolution::Disconnected, None);
+                        Box::pin(self.refuse(&error)).await;
+                        return false;
+                    }
+                }
+                End::Sequences => {
+                    conn.switch.give_back(wire);
+                    let forgetting = Box::pin(self.forget_sequences(&checkout));
+                    own_sequences = true;
+                    if let Err(error) = forgetting.await {
                         checkout.recycle(None, Plan::Close, Resolution::Disconnected, None);
                         Box::pin(self.refuse(&error)).await;
                         return false;
                     }
                 }
                 End::Quiet | End::Taken => {
+                    mark(&conn, &words);
                     Box::pin(self.lose(checkout, wire, &ended)).await;
                     return false;
                 }
                 _ => {
+                    mark(&conn, &words);
                     Box::pin(self.part(checkout, wire, ended)).await;
                     return false;
                 }
@@ -226,21 +313,26 @@ impl Session {
         }
     }
 
-    /// One relay over a lent wire, and what it says about the parameters set there.
-    async fn relay(&mut self, checkout: &Checkout, wire: &mut Wire, words: &mut Words) -> Ended {
-        self.shared.set_conn(Some(Arc::clone(checkout.conn())));
-        let before = Arc::clone(&self.vars);
+    /// One relay over a lent wire.
+    async fn relay(
+        &mut self,
+        checkout: &Checkout,
+        wire: &mut Wire,
+        words: &mut Words,
+        own_sequences: bool,
+    ) -> Ended {
         let ended = {
-            let Self { hub, client, up, shared, vars, names, reader, news, .. } = &mut *self;
+            let Self { hub, client, up, shared, vars, names, reader, news, told, own, greeted, .. } =
+                &mut *self;
+            let returns = Returns { own, greeted, defaults: &checkout.conn().defaults.values };
             let names = (hub.mode == PoolMode::Transaction).then_some(names);
-            let mut relay = Relay::new(client, up, wire, shared, (vars, names, news), (&mut *words, reader));
+            let told = Told { told, returns };
+            let mut relay =
+                Relay::new(client, up, wire, shared, (vars, names, news, told), (&mut *words, reader));
+            relay.own_sequences = own_sequences;
             relay.run(|news| tell(checkout, news)).await
         };
-        self.shared.set_conn(None);
-        if !Arc::ptr_eq(&self.vars, &before) {
-            self.vars = self.hub.shared_vars((*self.vars).clone());
-        }
-        self.settle_parameters(checkout.conn(), words);
+        self.shared.stand.rests();
         ended
     }
 
@@ -358,6 +450,16 @@ impl Drop for Place {
     }
 }
 
+/// What stays of a client on a connection that it leaves, and no reset ends.
+fn mark(conn: &ServerConn, words: &Words) {
+    if words.ran().and(words.pins()).has(Pins::of(Pin::Load)) {
+        conn.loaded.store(true, Ordering::Relaxed);
+    }
+    if words.ran().has(Pins::SEEDS) {
+        conn.seeded.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Tells the ledger what the client has said, or has come to hold.
 fn tell(checkout: &Checkout, news: News) {
     match news {
@@ -394,24 +496,35 @@ fn poll_word(
     }
 }
 
-/// Resolves when the client hangs up, or the session is told to leave, while it waits in the queue.
-async fn gone(client: &mut Io, up: &mut Pipe, shared: &Shared) {
+/// What became of the wait for a connection.
+enum Borrowed {
+    Lent(Checkout),
+    /// The client does not want to wait any longer.
+    Cancelled,
+    Gone,
+}
+
+/// Resolves when the client hangs up or cancels, or the session is told to leave, while it waits in the queue.
+async fn gone(client: &mut Io, up: &mut Pipe, shared: &Shared) -> Borrowed {
     poll_fn(|cx| {
         shared.tether.waker.register(cx.waker());
         loop {
             if shared.orders.is_cut() {
-                return Poll::Ready(());
+                return Poll::Ready(Borrowed::Gone);
+            }
+            if shared.stand.is_cancelled() {
+                return Poll::Ready(Borrowed::Cancelled);
             }
             if !up.has_room() {
                 return Poll::Pending;
             }
             match std::task::ready!(up.poll_fill(cx, client)) {
-                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(0) | Err(_) => return Poll::Ready(Borrowed::Gone),
                 Ok(_) => {}
             }
         }
     })
-    .await;
+    .await
 }
 
 /// How to clean a connection that was left like this.

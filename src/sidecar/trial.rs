@@ -13,7 +13,7 @@ use crate::wire::vars::Vars;
 
 use super::Hub;
 use super::gate::Turned;
-use super::greeting::{is_alike, settings_of};
+use super::greeting::is_alike;
 use super::session::set_parameters;
 
 /// How long a login waits for a connection to try its parameters on. Without one it goes on: they are set,
@@ -44,7 +44,7 @@ pub(super) async fn hear(
         pool.errand(holder).await.ok().map(|errand| (turn, errand))
     };
     let Ok(Some((_turn, errand))) = tokio::time::timeout(patience, asking).await else { return Ok(()) };
-    let vars = hub.shared_vars(settings_of(startup));
+    let vars = hub.shared_vars(startup.settings.clone());
     match set_parameters(errand.conn(), errand.client(), &vars).await {
         Ok(()) => {
             errand.come_home().await;

@@ -1,95 +1,81 @@
-//! What a client's statements leave behind on the server connection. Floor 4.
+//! What a client's statements may have done to its session. Floor 4.
+//!
+//! Texts say what may have changed; what has changed is for the server to say, which is asked when the connection
+//! is quiet and before anybody else can have it (`session/settle.rs`).
 
-mod follow;
+use std::collections::BTreeMap;
 
 use crate::policy::PoolMode;
-use crate::wire::assign::Assigned;
 use crate::wire::frame::Frame;
 use crate::wire::pin::{Pin, Pins};
-use crate::wire::scan::{Scanner, Word};
-use crate::wire::vars::{Reported, Resets};
-
-use follow::{Follow, Outcome};
+use crate::wire::scan::{Scanner, Touched};
 
 /// Watches the frames of one checkout for session state.
 #[derive(Debug)]
 pub struct Words {
     mode: PoolMode,
-    reported: Reported,
     scanner: Option<(u8, Scanner)>,
     /// The statement's name, in front of the text of a Parse, has not ended yet.
     naming: bool,
+    /// What the connection is kept for, by the server's word.
     pinned: Pins,
+    /// What has run since the server was asked last, and may have left something behind.
+    ran: Pins,
+    /// Parameters that may have changed since then, and whether they were set back to their defaults last.
+    touched: BTreeMap<String, bool>,
+    /// All others were set back.
+    all_back: bool,
+    /// Parameters that the client's prepared statements may change, or set back.
+    prepared: Vec<Touched>,
     /// How often something was changed that may end with its transaction.
     changes: u64,
-    /// Pinned since the connection was quiet last: not to be released by what was sent before.
-    fresh: Pins,
-    /// What texts that were sent since then will end if they run.
-    asked: Ends,
-    /// The same of the unnamed statement, if it is bound next.
-    unnamed: Ends,
-    /// What has ended since then, unless it is rolled back.
-    ended: Ends,
-    /// Parameters that were set back for good.
-    resets: Resets,
-    applied: Applied,
-    follow: Follow,
-    /// Parameters that were set back and followed: the client's own value is due, if it has one.
-    back: Vec<String>,
+    /// Whether something was undone since the server was asked last.
+    undone: bool,
+    /// Whether what is created may come to be in the temporary schema, by `search_path`.
+    makes_temporary: bool,
+    /// The server has closed all prepared statements since it was asked last.
+    deallocated: bool,
+    /// The client reads values of sequences that are its session's own.
+    reads_sequences: bool,
+    /// A prepared statement has run that sets something back, in a batch that has not ended.
+    resets_soon: bool,
+    /// The client goes on when what it has set back is its own again.
+    holds: bool,
 }
 
-/// What statements end: pins, and values that parameters were set to.
-#[derive(Clone, Debug, Default)]
-struct Ends {
-    pins: Pins,
-    resets: Resets,
-    /// A parameter that is set to something else.
-    sets: Option<Word>,
-}
-
-impl Ends {
-    fn is_empty(&self) -> bool {
-        self.pins.is_empty() && self.resets.is_empty() && self.sets.is_none()
-    }
-
-    fn join(&mut self, later: &Ends) {
-        self.pins = self.pins.and(later.pins);
-        later.sets.iter().for_each(|set| self.resets.remove(set.text()));
-        self.resets.join(&later.resets);
-    }
-}
-
-/// Whether it is known what is set on the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Applied {
-    Known,
-    /// A reset was rolled back, or perhaps only what came after it.
-    Doubtful,
-}
+/// More names than this are not kept: any parameter may have changed then.
+const MOST_NAMES: usize = 32;
 
 impl Words {
-    /// At the beginning of a checkout of a connection to a server that reports these parameters.
-    pub fn new(mode: PoolMode, reported: Reported) -> Self {
+    /// At the beginning of a checkout. `prepared` is what [`Words::into_prepared`] said at the end of the one before;
+    /// `temporary` says whether `search_path` has the temporary schema in it.
+    pub fn new(mode: PoolMode, prepared: Vec<Touched>, temporary: bool) -> Self {
         let pinned = match mode {
             PoolMode::Session => Pins::of(Pin::SessionMode),
             PoolMode::Transaction => Pins::default(),
         };
         Self {
             mode,
-            reported,
             scanner: None,
             naming: false,
             pinned,
+            ran: Pins::default(),
+            touched: BTreeMap::new(),
+            all_back: false,
+            prepared,
             changes: 0,
-            fresh: Pins::default(),
-            asked: Ends::default(),
-            unnamed: Ends::default(),
-            ended: Ends::default(),
-            resets: Resets::default(),
-            applied: Applied::Known,
-            follow: Follow::default(),
-            back: Vec::new(),
+            undone: false,
+            makes_temporary: temporary,
+            deallocated: false,
+            resets_soon: false,
+            reads_sequences: false,
+            holds: false,
         }
+    }
+
+    /// Names that the client's prepared statements may change, for its next checkout.
+    pub fn into_prepared(self) -> Vec<Touched> {
+        self.prepared
     }
 
     /// How connections are shared.
@@ -97,30 +83,17 @@ impl Words {
         self.mode
     }
 
-    /// A frame begins; of its body this much is at hand. Before it, nothing was owed and no transaction was open
-    /// if `quiet`.
-    pub fn frame(&mut self, frame: Frame<'_>, quiet: bool) {
-        if self.mode == PoolMode::Transaction {
-            let outcome = self.follow.sends(frame, quiet, self.reported);
-            self.settle_setting(outcome);
-        }
+    /// A frame begins; of its body this much is at hand.
+    pub fn frame(&mut self, frame: Frame<'_>) {
         match frame.tag {
             b'Q' | b'P' => {
-                self.scanner = Some((frame.tag, Scanner::new(self.reported)));
+                self.scanner = Some((frame.tag, Scanner::new()));
                 self.naming = frame.tag == b'P';
                 self.body(frame.body);
             }
             b'F' => {
                 let oid = frame.body.first_chunk().map_or(0, |oid| u32::from_be_bytes(*oid));
-                self.pin(Pins::of_function(oid));
-            }
-            // Of the unnamed statement, as far as can be seen; or else nothing is released.
-            b'B' if !self.unnamed.is_empty() => {
-                let name = memchr::memchr(0, frame.body).and_then(|end| frame.body.get(end + 1));
-                let unnamed = std::mem::take(&mut self.unnamed);
-                if name == Some(&0) && !self.follow.spares() {
-                    self.ask(&unnamed);
-                }
+                self.run(Pins::of_function(oid));
             }
             _ => {}
         }
@@ -135,203 +108,206 @@ impl Words {
     }
 
     /// The frame is over. What a Parse would leave behind is for when it runs.
-    pub fn frame_ends(&mut self) -> Pins {
+    pub fn frame_ends(&mut self, tag: u8) -> Pins {
+        // With the end of its batch, or of its Query, a RESET is done.
+        if self.resets_soon && matches!(tag, b'Q' | b'S') {
+            (self.holds, self.resets_soon) = (true, false);
+        }
         // Most frames have no text, and taking nothing would cost as much as taking something.
         if self.scanner.is_none() {
             return Pins::default();
         }
         let Some((tag, scanner)) = self.scanner.take() else { return Pins::default() };
         let found = scanner.finish();
-        let ends = Ends { pins: found.releases, resets: found.resets, sets: found.sets };
+        self.reads_sequences |= found.pins.has(Pins::READS_SEQUENCES);
         if tag == b'Q' {
-            if !self.follow.spares() {
-                self.ask(&ends);
-            }
-            self.pin(found.pins);
+            found.touches.into_iter().for_each(|touched| self.touch(touched));
+            self.run(found.pins.without(Pins::TOUCHES));
+            (self.holds, self.resets_soon) = (self.holds || found.pins.has(Pins::RESETS), false);
             return Pins::default();
         }
-        self.unnamed = ends;
-        if self.mode == PoolMode::Session {
-            // Every statement stays where it is, so when it runs makes no difference.
-            self.pin(found.pins);
-        }
-        found.pins
-    }
-
-    /// A text was sent that ends this.
-    fn ask(&mut self, ends: &Ends) {
-        if ends.is_empty() {
-            return;
-        }
-        self.asked.join(ends);
-        if let Some(set) = &ends.sets {
-            self.ended.resets.remove(set.text());
-            self.back.retain(|name| name != set.text());
-        }
-    }
-
-    /// What was set may not be known.
-    fn settle_setting(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Known | Outcome::Reset => return,
-            Outcome::Lost => {}
-            Outcome::LostReset(name) => self.asked.resets.add(&name),
-            Outcome::LostDone(name) => self.ended.resets.add(&name),
-        }
-        self.pinned.add(Pin::Setting);
-        self.fresh.add(Pin::Setting);
-    }
-
-    /// The server is ready for the next; whether no transaction is open.
-    pub fn ready(&mut self, idle: bool) {
-        let outcome = self.follow.ready(idle);
-        self.settle_setting(outcome);
-    }
-
-    /// Parameters that the client has set, or set back, for good, which the server does not report.
-    pub fn take_set(&mut self) -> Vec<Assigned> {
-        let set = self.follow.take();
-        for (name, value) in &set {
-            self.back.retain(|known| known != name);
-            if value.is_none() {
-                self.back.push(name.clone());
+        let mut pins = found.pins;
+        for touched in found.touches {
+            if self.prepared.contains(&touched) {
                 continue;
             }
-            // What was reset before is not any more.
-            self.resets.remove(name);
-            if self.resets.has(name) {
-                self.applied = Applied::Doubtful;
+            if self.prepared.len() < MOST_NAMES {
+                self.prepared.push(touched);
+            } else {
+                pins = pins.and(Pins::TOUCHES_ALL).and(Pins::HIDES);
             }
         }
-        set
+        if self.mode == PoolMode::Session {
+            // Statements do not move, and when they run is not followed.
+            self.run(pins);
+            self.resets_soon = false;
+        }
+        pins
     }
 
     /// What runs from now on leaves this behind.
-    pub fn pin(&mut self, pins: Pins) {
-        let pins = if self.follow.spares() { pins.without(Pins::of(Pin::Setting)) } else { pins };
-        self.pinned = self.pinned.and(pins);
-        self.fresh = self.fresh.and(pins);
-        self.changes += u64::from(!pins.within(Pins::IN_TRANSACTION).is_empty());
+    pub fn run(&mut self, pins: Pins) {
+        if pins.is_empty() {
+            return;
+        }
+        self.ran = self.ran.and(pins);
+        // These are certain.
+        self.pinned = self.pinned.and(pins.within(Pins::of(Pin::PreparedStatement).and(Pins::of(Pin::Load))));
+        self.changes += u64::from(pins.has(Pins::IN_TRANSACTION));
+        // By a statement that was prepared: one of those parameters, or several.
+        if pins.has(Pins::TOUCHES.and(Pins::RESETS)) {
+            let resets = pins.has(Pins::RESETS);
+            let prepared = self.prepared.clone();
+            prepared
+                .into_iter()
+                .filter(|touched| resets || !touched.back)
+                .for_each(|touched| self.touch(touched));
+        }
+        self.resets_soon |= pins.has(Pins::RESETS);
+        self.makes_temporary |= pins.has(Pins::MOVES_PATH);
+        if self.makes_temporary && pins.has(Pins::NAMES_IN_TRANSACTION) {
+            self.ran.add(Pin::TempTable);
+        }
     }
 
-    /// The server has completed a command: only what it says has ended has ended.
+    /// A parameter may be another from now on.
+    fn touch(&mut self, Touched { name, back }: Touched) {
+        match name {
+            None => {
+                self.touched.values_mut().for_each(|is_back| *is_back = true);
+                self.all_back = true;
+            }
+            Some(name) if self.touched.len() < MOST_NAMES || self.touched.contains_key(&name) => {
+                self.touched.insert(name, back);
+            }
+            Some(_) => self.ran = self.ran.and(Pins::TOUCHES_ALL).and(Pins::HIDES),
+        }
+    }
+
+    /// The server has reported a parameter: if no text has touched it, something else has.
+    pub fn reported(&mut self, name: &str) {
+        if !self.touches(name) {
+            self.touched.insert(name.to_owned(), false);
+            self.undone = true;
+        }
+    }
+
+    /// Whether a text may have changed this parameter (lower case).
+    pub fn touches(&self, name: &str) -> bool {
+        self.ran.has(Pins::TOUCHES_ALL) || self.touched.contains_key(name)
+    }
+
+    /// Whether a text may have set this parameter back to its default.
+    pub fn resets(&self, name: &str) -> bool {
+        self.touched.get(name).copied().unwrap_or(self.all_back)
+    }
+
+    /// The server has completed a command.
     pub fn completed(&mut self, tag: &[u8]) {
-        let these = |pins: &[Pin]| pins.iter().fold(Pins::default(), |all, pin| all.and(Pins::of(*pin)));
-        let tag = tag.strip_suffix(&[0]).unwrap_or(tag);
-        match self.follow.completed(tag) {
-            Outcome::Reset => return,
-            outcome => self.settle_setting(outcome),
-        }
-        let pins = match tag {
-            b"DISCARD ALL" => Pins::ALL.without(Pins::of(Pin::SessionMode)),
-            b"DISCARD TEMP" => Pins::of(Pin::TempTable),
-            b"CLOSE CURSOR ALL" => Pins::of(Pin::HoldableCursor),
-            b"DEALLOCATE ALL" => these(&[Pin::SqlPrepare, Pin::PreparedStatement]),
-            b"UNLISTEN" => self.asked.pins.within(Pins::of(Pin::Listen)),
-            // By a statement that was prepared by name: what it has reset is not known.
-            b"RESET" if self.asked.is_empty() => {
-                self.pin(Pins::of(Pin::Setting));
-                return self.applied = Applied::Doubtful;
-            }
-            b"RESET" => {
-                let pins =
-                    self.asked.pins.within(these(&[Pin::Setting, Pin::Role, Pin::SessionAuthorization]));
-                // RESET ALL leaves a role alone, by whatever name that was set.
-                let hides = !self.pinned.within(Pins::SETTING_UNKNOWN).is_empty();
-                if hides { pins.without(Pins::of(Pin::Setting)) } else { pins }
-            }
-            b"SELECT 1" => self.asked.pins.within(Pins::of(Pin::AdvisoryLock)),
-            // Perhaps of the very transaction that ended something.
-            b"ROLLBACK" => return self.doubt(),
-            b"SET" | b"DO" => Pins::default(),
-            _ => return,
-        };
-        let resets = match (tag, &self.asked.resets) {
-            // What is set behind it may have been sent already.
-            (b"DISCARD ALL", asked @ Resets::AllBut(_)) => asked.clone(),
-            (b"DISCARD ALL", _) => Resets::all(),
-            (b"RESET" | b"SET" | b"DO", asked) => asked.clone(),
-            _ if pins.is_empty() => return,
-            _ => Resets::default(),
-        };
-        self.ended.join(&Ends { pins, resets, sets: None });
+        self.undone |= tag.starts_with(b"ROLLBACK");
+        self.deallocated |= matches!(tag, b"DEALLOCATE ALL\0" | b"DISCARD ALL\0");
     }
 
-    /// The server has said an error: nothing has ended for certain.
+    /// The server has said an error: what was done in its transaction may be undone.
     pub fn failed(&mut self) {
-        let outcome = self.follow.failed();
-        self.settle_setting(outcome);
-        self.asked = Ends::default();
-        self.doubt();
+        self.undone = true;
     }
 
-    /// What has ended since the connection was quiet last may have been rolled back.
-    fn doubt(&mut self) {
-        if !std::mem::take(&mut self.ended).resets.is_empty() {
-            self.applied = Applied::Doubtful;
-        }
-    }
-
-    /// Nothing is owed and no transaction is open: what has ended has ended for good.
+    /// Nothing is owed and no transaction is open.
     pub fn settle(&mut self) {
-        if !self.ended.is_empty() {
-            let ended = std::mem::take(&mut self.ended);
-            self.pinned = self.pinned.without(ended.pins.without(self.fresh));
-            self.resets.join(&ended.resets);
+        let prepared = Pins::of(Pin::PreparedStatement);
+        if std::mem::take(&mut self.deallocated) && !self.ran.has(prepared) {
+            self.pinned = self.pinned.without(prepared);
         }
-        self.pinned = self.pinned.without(Pins::IN_TRANSACTION);
-        self.fresh = Pins::default();
-        if !self.asked.is_empty() {
-            self.asked = Ends::default();
+        if !self.ran.is_empty() {
+            self.ran = self.ran.without(Pins::IN_TRANSACTION.and(prepared));
         }
     }
 
-    /// Which parameters the client has set back to the server's default.
-    pub fn resets(&self) -> &Resets {
-        &self.resets
+    /// Whether the client has to wait with what it sends next until what it has set back is its own again.
+    pub const fn holds(&self) -> bool {
+        self.holds
     }
 
-    /// Which parameters of those that are followed it has set back.
-    pub fn set_back(&self) -> &[String] {
-        &self.back
+    /// Whether the server has to be asked what has changed.
+    pub fn is_unsettled(&self) -> bool {
+        let asks = Pins::PARAMETERS.and(Pins::VERIFIABLE).and(Pins::SEEDS).and(Pins::of(Pin::Load));
+        !self.touched.is_empty()
+            || self.ran.has(asks)
+            || (self.ran.has(Pins::ENDS) && self.pinned.has(Pins::VERIFIABLE))
     }
 
-    /// Whether values of the client's own are due, of what it has set back.
-    pub fn owes_own(&self) -> bool {
-        !self.resets.is_empty() || !self.back.is_empty()
+    /// What has run since the server was asked last.
+    pub const fn ran(&self) -> Pins {
+        self.ran
     }
 
-    /// Whether it is uncertain what is set on the connection.
-    pub fn is_doubtful(&self) -> bool {
-        self.applied == Applied::Doubtful
+    /// Parameters that may have changed since then, by name.
+    pub fn touched(&self) -> impl Iterator<Item = &String> {
+        self.touched.keys()
     }
 
-    /// The client's own parameters have been set again.
+    /// Whether something was undone since then, so that what was set may be what was set before.
+    pub const fn is_undone(&self) -> bool {
+        self.undone
+    }
+
+    /// What the connection is kept for that the server can be asked about.
+    pub const fn verifiable(&self) -> Pins {
+        self.ran.and(self.pinned).within(Pins::VERIFIABLE)
+    }
+
+    /// The server has been asked: this is what the connection is kept for, of what can be asked about.
+    pub fn settled(&mut self, there: Pins) {
+        let kept = self.pinned.without(Pins::VERIFIABLE).and(there);
+        // DISCARD ALL sets everything back that has a name.
+        let discards = self.ran.has(Pins::DISCARDS) && !self.undone && !there.has(Pins::of(Pin::Setting));
+        self.pinned = if discards { kept.without(Pins::of(Pin::Setting)) } else { kept };
+        self.ran = Pins::default();
+        self.touched.clear();
+        self.all_back = false;
+        self.undone = false;
+        self.holds = false;
+    }
+
+    /// The client's own parameters are set again, within its transaction.
     pub fn restored(&mut self) {
-        (self.resets, self.applied) = (Resets::default(), Applied::Known);
-        self.back.clear();
+        self.holds = false;
     }
 
     /// Whether what a text means to the server is told by the session's parameters alone; and how often something was
     /// changed that may end with its transaction.
     pub fn standing(&self) -> (bool, u64) {
-        let plain = self.pinned.is_empty() && self.resets.is_empty() && self.applied == Applied::Known;
-        (plain, self.changes)
+        let beside = Pins::ENDS.and(Pins::READS_SEQUENCES).and(Pins::SEEDS);
+        (
+            self.pinned.is_empty() && self.ran.without(beside).is_empty() && self.touched.is_empty(),
+            self.changes,
+        )
     }
 
     /// What has been changed that counts for the client alone until its transaction is over.
     pub fn in_transaction(&self) -> Pins {
-        self.pinned.within(Pins::IN_TRANSACTION)
+        self.ran.within(Pins::IN_TRANSACTION)
     }
 
     /// Whether names mean something else to the client, and perhaps soon to others.
     pub fn changes_names(&self) -> bool {
-        !self.pinned.within(Pins::NAMES_IN_TRANSACTION).is_empty()
+        self.ran.has(Pins::NAMES_IN_TRANSACTION)
     }
 
     /// Why the connection has to be kept; `None` if it has not.
     pub fn pinned(&self) -> Option<Pin> {
         self.pinned.told()
+    }
+
+    /// Whether the client reads values of sequences that are its session's own.
+    pub const fn reads_sequences(&self) -> bool {
+        self.reads_sequences
+    }
+
+    /// All of that.
+    pub const fn pins(&self) -> Pins {
+        self.pinned
     }
 }
 

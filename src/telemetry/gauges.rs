@@ -55,6 +55,7 @@ pub(super) fn families<'a>(
     families.push(paused_family(snapshot, &pools));
     families.extend(connection_families(&pools));
     families.extend(checkout_families(&pools));
+    families.push(pins_family(&pools));
     families.extend(limit_families(&pools));
     families
 }
@@ -210,6 +211,19 @@ fn checkout_families<'a>(pools: &'a BTreeMap<&'a str, Figures>) -> Vec<MetricFam
     ]
 }
 
+fn pins_family(pools: &BTreeMap<&str, Figures>) -> MetricFamily {
+    let samples = pools.iter().flat_map(|(pool, figures)| {
+        let series =
+            |(reason, count): (&Pin, &f64)| (vec![("pool", *pool), ("reason", reason.as_str())], *count);
+        Pin::ALL.iter().zip(&figures.pins).map(series).collect::<Vec<_>>()
+    });
+    family(
+        "pgleash_pins",
+        "Server connections that clients keep between transactions, by the reason.",
+        samples,
+    )
+}
+
 fn limit_families(pools: &BTreeMap<&str, Figures>) -> [MetricFamily; 1] {
     let samples = pools.iter().flat_map(|(pool, figures)| {
         let limits = &figures.limits;
@@ -240,6 +254,7 @@ struct Figures {
     forecast: f64,
     leaks: [f64; Reason::ALL.len()],
     stale: [f64; ACTIVITIES.len()],
+    pins: [f64; Pin::ALL.len()],
     /// By `app` label: how many checkouts, and the seconds that stale ones have been idle for.
     apps: BTreeMap<String, (f64, f64)>,
     limits: Limits,
@@ -260,6 +275,7 @@ impl Figures {
             forecast: f64::INFINITY,
             leaks: [0.0; Reason::ALL.len()],
             stale: [0.0; ACTIVITIES.len()],
+            pins: [0.0; Pin::ALL.len()],
             apps: BTreeMap::from([(OTHER.to_owned(), (0.0, 0.0))]),
             limits,
         }
@@ -290,6 +306,9 @@ impl Figures {
             *held += 1.0;
             *idle += if stale { holder.idle_seconds } else { 0.0 };
             self.overdue[kept(holder.pinned)] += count(usize::from(holder.overdue));
+            if let Some(pin) = holder.pinned {
+                self.pins[pin as usize] += 1.0;
+            }
             let activity = ACTIVITIES.iter().position(|activity| *activity == holder.phase);
             if let (Some(activity), true) = (activity, stale) {
                 self.stale[activity] += 1.0;

@@ -347,6 +347,8 @@ fn leaking_holders() -> Vec<CheckoutSnapshot> {
         checkout(10, holder(1070, "checkout-api"), ConnState::Recycling, (0.03, 0.001), None),
     ];
     holders[7].pinned = Some(Pin::Listen);
+    holders[7].pinned_seconds = Some(holders[7].age_seconds);
+    holders[7].pinned_by = Some("listen jobs".into());
     holders[7].overdue = true;
     holders[1].route = Some("POST /pay".into());
     holders[1].statement = Some("update accounts set balance = balance - ? where id = $1".into());
@@ -383,6 +385,8 @@ fn checkout(
         connection_age_seconds: 900.0 + age,
         connection_uses: 1000 + id,
         pinned: None,
+        pinned_seconds: None,
+        pinned_by: None,
         overdue: false,
         suspect,
         why: match suspect {

@@ -209,7 +209,11 @@ fn holder_row(holder: &HolderView) -> Row<'static> {
 }
 
 fn details(pool: &str, holder: &HolderView) -> String {
-    let pinned = holder.pinned.as_ref().map_or_else(String::new, |pin| format!(", pinned: {}", plain(pin)));
+    let pinned = holder.pinned.as_ref().map_or_else(String::new, |pin| {
+        let since = holder.pinned_seconds.map_or_else(String::new, |seconds| format!(" for {seconds:.1} s"));
+        let by = holder.pinned_by.as_ref().map_or_else(String::new, |by| format!(" by {}", plain(by)));
+        format!(", pinned: {}{since}{by}", plain(pin))
+    });
     let said = holder.statement.as_ref().map_or_else(String::new, |said| format!(", after {}", plain(said)));
     format!(
         "checkout {} of {} by {} from {}, backend {}{pinned}{said}\n{}\nnext: {}",

@@ -70,6 +70,10 @@ pub struct HolderView {
     pub idle_seconds: f64,
     pub backend_pid: i32,
     pub pinned: Option<String>,
+    #[serde(default)]
+    pub pinned_seconds: Option<f64>,
+    #[serde(default)]
+    pub pinned_by: Option<String>,
     pub suspect: Option<String>,
     pub why: String,
     pub next: String,

@@ -3,8 +3,9 @@
 //! Pure: bytes in, facts out. Facts about the protocol are from the PostgreSQL documentation,
 //! chapter "Frontend/Backend Protocol", and, where it is silent, from the server's behaviour.
 
-pub mod assign;
+pub mod clause;
 pub mod frame;
+pub mod look;
 pub mod pin;
 pub mod prepared;
 pub mod pulse;

@@ -23,6 +23,10 @@ closed_set! {
         InvalidAuthorization => "28000",
         /// The server wants a password that pgleash does not have.
         InvalidPassword => "28P01",
+        /// The role may not connect to the database.
+        InsufficientPrivilege => "42501",
+        /// The client has asked for its statement to be cancelled.
+        QueryCanceled => "57014",
         /// Something that is not carried.
         FeatureNotSupported => "0A000",
     }
@@ -31,6 +35,11 @@ closed_set! {
 /// A FATAL ErrorResponse; the connection ends after it.
 pub fn fatal(state: SqlState, message: &str, hint: Option<&str>) -> Vec<u8> {
     error_fields("FATAL", state.as_str(), message, None, hint)
+}
+
+/// An ErrorResponse after which the session goes on.
+pub fn error(state: SqlState, message: &str) -> Vec<u8> {
+    error_fields("ERROR", state.as_str(), message, None, None)
 }
 
 /// A FATAL ErrorResponse that passes on what the server said.
@@ -136,6 +145,11 @@ pub fn negotiate_protocol_version(out: &mut Vec<u8>, minor: u16, unknown_options
 fn cstr(out: &mut Vec<u8>, text: &str) {
     out.extend(text.bytes().take_while(|byte| *byte != 0));
     out.push(0);
+}
+
+/// A frame of the server's, as it came.
+pub fn passed_on(out: &mut Vec<u8>, tag: u8, body: &[u8]) {
+    out.extend(framed(tag, body));
 }
 
 fn framed(tag: u8, body: &[u8]) -> Vec<u8> {

@@ -7,36 +7,39 @@
 
 mod word;
 
+use crate::wire::clause::{self, Verb, touch};
 use crate::wire::pin::{Pin, Pins};
-use crate::wire::vars::{Reported, Resets};
 
-use word::{CLASSES, Class, is_beside_the_meaning, makes};
+use word::{CLASSES, Class, LONGEST, is_beside_the_meaning, makes};
 
-pub use word::Word;
-
-/// What one statement text does to the session, if it runs.
+/// What one statement text may do to the session, if it runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// State that it leaves behind.
+    /// State that it may leave behind, and of which kind it is.
     pub pins: Pins,
-    /// State that it ends.
-    pub releases: Pins,
-    /// Parameters that it sets back to the server's default: the client's own have to be set again.
-    pub resets: Resets,
-    /// A parameter that it sets, the last one.
-    pub sets: Option<Word>,
+    /// Parameters that it may change, in order.
+    pub touches: Vec<Touched>,
+}
+
+/// A parameter that a text may change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Touched {
+    /// In lower case; `None` stands for all.
+    pub name: Option<String>,
+    /// It goes back to its default.
+    pub back: bool,
 }
 
 /// Reads one statement text, in pieces, for words that leave session state behind.
 #[derive(Debug, Default)]
 pub struct Scanner {
-    word: [u8; Self::LONGEST],
+    word: [u8; LONGEST],
     /// Bytes of the current word; 0 between words.
     len: usize,
     /// Where in a SET statement we are.
     set: Set,
-    /// The parameter whose value is being set.
-    named: Word,
+    /// What stands behind a SET, a RESET or a `set_config`, as far as it is kept.
+    clause: Option<(Verb, Vec<u8>)>,
     /// The next word begins a statement.
     at_start: bool,
     comment: Comment,
@@ -54,11 +57,7 @@ pub struct Scanner {
     updates: bool,
     /// The word before was DEALLOCATE, and may be followed by PREPARE.
     deallocates: bool,
-    /// UNLISTEN was read; with a channel behind it others are still listened to.
-    unlisten: bool,
     found: Findings,
-    /// Which parameters the server reports.
-    reported: Reported,
 }
 
 #[derive(Debug, Default, PartialEq, Clone, Copy)]
@@ -77,20 +76,8 @@ enum Set {
     No,
     /// SET or RESET was read; the next word is the parameter or a modifier.
     Name(Verb),
-    /// As `Name`, and SESSION was read behind it.
-    Session(Verb),
     /// SET LOCAL was read; the next word is the parameter.
     Local,
-    /// SET TIME or RESET TIME was read; the next word is ZONE.
-    Time(Verb),
-    /// SET and the parameter were read; DEFAULT may follow.
-    Value,
-}
-
-#[derive(Debug, PartialEq, Clone, Copy)]
-enum Verb {
-    Set,
-    Reset,
 }
 
 #[derive(Debug, Default, PartialEq, Clone, Copy)]
@@ -105,12 +92,9 @@ enum Comment {
 }
 
 impl Scanner {
-    /// Words are told apart by this many first bytes; longer ones are cut.
-    const LONGEST: usize = Word::LONGEST;
-
     /// A scanner at the beginning of a statement text.
-    pub fn new(reported: Reported) -> Self {
-        Self { at_start: true, reported, ..Self::default() }
+    pub fn new() -> Self {
+        Self { at_start: true, ..Self::default() }
     }
 
     /// Reads the next piece.
@@ -122,11 +106,13 @@ impl Scanner {
                     let end = rest.iter().position(|byte| CLASSES[*byte as usize] != Class::Word);
                     let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
                     self.take_word(word);
+                    self.keep(word);
                     rest = after;
                     continue;
                 }
                 class => {
                     self.end_word();
+                    self.keep(&rest[..1]);
                     if class == Class::Mark || self.comment != Comment::No || self.quote == Quote::Dollar {
                         self.mark(byte);
                     }
@@ -144,7 +130,7 @@ impl Scanner {
             self.wary |= !word[0].is_ascii_digit();
             self.quote = Quote::No;
         }
-        let taken = word.len().min(Self::LONGEST - self.len);
+        let taken = word.len().min(LONGEST - self.len);
         self.word[self.len..self.len + taken].copy_from_slice(&word[..taken]);
         self.len += taken;
     }
@@ -156,14 +142,14 @@ impl Scanner {
         if byte == b';' && (self.quote != Quote::Literal || self.wary) {
             self.at_start = true;
             self.set = Set::No;
-            self.end_unlisten();
+            self.end_clause();
         }
     }
 
     /// What the text does, at its end.
     pub fn finish(mut self) -> Findings {
         self.end_word();
-        self.end_unlisten();
+        self.end_clause();
         self.found
     }
 
@@ -171,10 +157,33 @@ impl Scanner {
         self.found.pins = self.found.pins.and(pins);
     }
 
-    /// Without a channel behind it, all were meant.
-    fn end_unlisten(&mut self) {
-        if std::mem::take(&mut self.unlisten) {
-            self.found.releases.add(Pin::Listen);
+    /// A clause begins behind this word.
+    fn begin_clause(&mut self, verb: Verb) {
+        self.end_clause();
+        self.clause = Some((verb, Vec::new()));
+    }
+
+    /// Keeps what belongs to a clause. Its end, if it is not kept, is no part of a name.
+    fn keep(&mut self, piece: &[u8]) {
+        if let Some((_, text)) = &mut self.clause {
+            let room = clause::LONGEST.saturating_sub(text.len());
+            text.extend_from_slice(&piece[..piece.len().min(room)]);
+        }
+    }
+
+    fn end_clause(&mut self) {
+        let Some((verb, text)) = self.clause.take() else { return };
+        let text = text.strip_suffix(b";").unwrap_or(&text);
+        let touch = touch(verb, text);
+        self.leaves(touch.kind);
+        let back = touch.kind.has(Pins::RESETS);
+        if back && touch.kind.has(Pins::TOUCHES_ALL) && !touch.kind.has(Pins::HIDES) {
+            self.found.touches.push(Touched { name: None, back });
+        }
+        for name in touch.names {
+            let touched = Touched { name: Some(name), back };
+            self.found.touches.retain(|before| *before != touched);
+            self.found.touches.push(touched);
         }
     }
 
@@ -190,8 +199,7 @@ impl Scanner {
             (Quote::Literal, b'\\') => self.wary = true,
             // Perhaps `U&"..."`, in which any name can be hidden.
             (Quote::Identifier, b'\\') => {
-                self.found.pins.add(Pin::Setting);
-                self.leaves(Pins::SETTING_UNKNOWN);
+                self.leaves(Pins::TOUCHES_ALL.and(Pins::HIDES));
                 self.wary = true;
             }
             (Quote::Literal, b'\'') | (Quote::Identifier, b'"') => self.quote = Quote::No,
@@ -234,18 +242,22 @@ impl Scanner {
         let first = self.word[0] | 0x20;
         let innocent = !b"lptsdhcirgum".contains(&first) && !self.block;
         if innocent && !self.at_start && self.set == Set::No {
-            (self.creates, self.inserts, self.unlisten, self.deallocates) = Default::default();
+            (self.creates, self.inserts, self.deallocates) = Default::default();
             return;
         }
         self.word[..len].make_ascii_lowercase();
         let word = self.word;
         let word = &word[..len];
         let (creates, inserts) = (self.creates, self.inserts);
-        self.unlisten = false;
         let commented = matches!(self.comment, Comment::Line | Comment::Block | Comment::BlockStar);
         // Tags say `action='create'`.
         if (makes(word) || (word == b"into" && !inserts)) && (!commented || self.wary) {
             self.leaves(Pins::NAMES_IN_TRANSACTION);
+        }
+        if commented && self.wary && matches!(word, b"set" | b"reset" | b"discard" | b"do" | b"load") {
+            // What looks like a comment may be the end of a literal.
+            self.at_start = true;
+            self.statement_word(word);
         }
         if !commented {
             self.statement_word(word);
@@ -260,89 +272,42 @@ impl Scanner {
         let at_start = std::mem::take(&mut self.at_start);
         let set = std::mem::take(&mut self.set);
         self.leaves(in_transaction(at_start || self.block, set, word));
-        let pin = match (set, word) {
-            (Set::Local, _) => return,
-            (Set::No, b"do") if at_start => {
-                (self.block, self.wary) = (true, true);
-                return;
-            }
-            (Set::No, b"discard") if at_start => return self.resets_all(),
-            (Set::No, b"unlisten") if at_start => return self.unlisten = true,
-            (Set::No | Set::Value, b"set") if at_start || self.block => {
-                return self.set = Set::Name(Verb::Set);
-            }
-            (Set::No | Set::Value, b"reset") if at_start || self.block => {
-                return self.set = Set::Name(Verb::Reset);
-            }
-            (Set::No, b"load") if at_start => Pin::Load,
-            (Set::Name(Verb::Reset), b"all") => {
-                self.found.releases.add(Pin::Setting);
-                return self.resets_all();
-            }
-            (Set::Name(Verb::Reset), b"role") => {
-                self.resets(b"role");
-                return self.found.releases.add(Pin::Role);
-            }
-            (Set::Session(Verb::Reset), b"authorization") => {
-                self.resets(b"session_authorization");
-                return self.found.releases.add(Pin::SessionAuthorization);
-            }
-            (Set::Name(_) | Set::Session(_), b"role") => Pin::Role,
-            (Set::Session(_), b"authorization") => Pin::SessionAuthorization,
-            (Set::Name(verb), b"session") => return self.set = Set::Session(verb),
-            (Set::Name(verb) | Set::Session(verb), b"time") => return self.set = Set::Time(verb),
-            (Set::Name(_), b"local") => return self.set = Set::Local,
-            (Set::Name(_), b"transaction" | b"constraints") => return,
-            (Set::Time(verb), _) => return self.sets(verb, b"timezone"),
-            (Set::Name(verb) | Set::Session(verb), b"names") => return self.sets(verb, b"client_encoding"),
-            (Set::Value, b"default" | b"local") => {
-                let named = self.named;
-                return self.resets(&named.bytes[..named.len]);
-            }
-            (Set::Value, _) => return self.set = Set::Value,
-            (Set::Name(verb) | Set::Session(verb), name) => {
-                self.sets(verb, name);
-                if std::str::from_utf8(name).is_ok_and(|name| self.reported.has(name)) {
-                    return;
-                }
-                Pin::Setting
-            }
-            _ => return,
-        };
-        self.found.pins.add(pin);
-    }
-
-    /// A parameter is set or reset: of one that is set, the value comes next.
-    fn sets(&mut self, verb: Verb, name: &[u8]) {
-        match verb {
-            Verb::Reset => self.resets(name),
-            Verb::Set => {
-                self.named = Word::of(name);
-                self.set = Set::Value;
-                self.found.sets = Some(self.named);
-                self.found.resets.remove(self.named.text());
-            }
+        if set == Set::Name(Verb::Set) && word == b"local" {
+            self.set = Set::Local;
+            return;
+        }
+        if at_start || self.block {
+            self.first_word(word, at_start);
         }
     }
 
-    fn resets(&mut self, name: &[u8]) {
-        let name = Word::of(name);
-        self.found.resets.add(name.text());
-        self.found.sets.take_if(|set| *set == name);
-    }
-
-    fn resets_all(&mut self) {
-        self.found.resets = Resets::all();
-        self.found.sets = None;
+    fn first_word(&mut self, word: &[u8], at_start: bool) {
+        match word {
+            b"set" | b"reset" => {
+                let verb = if word == b"set" { Verb::Set } else { Verb::Reset };
+                self.set = Set::Name(verb);
+                self.begin_clause(verb);
+            }
+            b"discard" => self.begin_clause(Verb::Discard),
+            b"do" if at_start => {
+                (self.block, self.wary) = (true, true);
+                self.leaves(Pins::TOUCHES_ALL.and(Pins::MOVES_PATH));
+            }
+            b"call" => self.leaves(Pins::TOUCHES_ALL.and(Pins::MOVES_PATH)),
+            // What a block puts together may be anything.
+            b"execute" if self.block => {
+                self.leaves(Pins::TOUCHES_ALL.and(Pins::HIDES).and(Pins::MOVES_PATH).and(Pins::VERIFIABLE));
+            }
+            b"load" => self.found.pins.add(Pin::Load),
+            b"unlisten" | b"close" | b"deallocate" | b"drop" => self.leaves(Pins::ENDS),
+            b"commit" | b"end" | b"rollback" | b"abort" => self.leaves(Pins::ENDS),
+            _ => {}
+        }
     }
 
     fn any_word(&mut self, word: &[u8], creates: bool) -> Option<Pin> {
         let deallocates = std::mem::take(&mut self.deallocates);
         match word {
-            b"pg_advisory_unlock_all" => {
-                self.found.releases.add(Pin::AdvisoryLock);
-                None
-            }
             b"listen" => Some(Pin::Listen),
             b"deallocate" => {
                 self.deallocates = true;
@@ -350,10 +315,15 @@ impl Scanner {
             }
             b"prepare" if !deallocates => Some(Pin::SqlPrepare),
             b"temp" | b"temporary" if creates => Some(Pin::TempTable),
+            b"set_config" => {
+                self.leaves(Pins::SETTING_IN_TRANSACTION);
+                self.begin_clause(Verb::SetConfig);
+                None
+            }
             // With `UESCAPE` any name can be hidden behind any sign.
-            b"set_config" | b"uescape" => {
-                self.leaves(Pins::SETTING_IN_TRANSACTION.and(Pins::SETTING_UNKNOWN));
-                Some(Pin::Setting)
+            b"uescape" => {
+                self.leaves(Pins::SETTING_IN_TRANSACTION.and(Pins::TOUCHES_ALL).and(Pins::HIDES));
+                None
             }
             b"declare" => {
                 self.declare = true;
@@ -365,10 +335,22 @@ impl Scanner {
                 None
             }
             b"pg_settings" if self.updates => {
-                self.leaves(Pins::SETTING_UNKNOWN);
-                Some(Pin::Setting)
+                self.leaves(Pins::SETTING_IN_TRANSACTION.and(Pins::TOUCHES_ALL));
+                None
+            }
+            b"setseed" => {
+                self.leaves(Pins::SEEDS);
+                None
+            }
+            b"currval" | b"lastval" => {
+                self.leaves(Pins::READS_SEQUENCES);
+                None
             }
             _ if word.starts_with(b"pg_temp") => Some(Pin::TempTable),
+            _ if word.starts_with(b"pg_advisory_unlock") => {
+                self.leaves(Pins::ENDS);
+                None
+            }
             _ if word.starts_with(b"pg_advisory_lock") || word.starts_with(b"pg_try_advisory_lock") => {
                 Some(Pin::AdvisoryLock)
             }
@@ -384,6 +366,7 @@ fn in_transaction(begins: bool, set: Set, word: &[u8]) -> Pins {
         (Set::Name(Verb::Set), b"local" | b"transaction" | b"constraints") => Pins::default(),
         (Set::Local, name) if is_beside_the_meaning(name) => Pins::default(),
         (Set::Name(_) | Set::Local, _) => Pins::SETTING_IN_TRANSACTION,
+        (_, b"set" | b"reset") if begins => Pins::default(),
         (_, b"discard" | b"do" | b"call") if begins => Pins::SETTING_IN_TRANSACTION,
         (_, b"alter" | b"drop" | b"import") if begins => Pins::NAMES_IN_TRANSACTION,
         _ => Pins::default(),

@@ -9,7 +9,6 @@ use super::pulse::{Beat, Pulse};
 use super::reply::read_parameter_status;
 use super::scan::Scanner;
 use super::startup::{self, FirstPacket};
-use super::vars::Reported;
 
 /// What a relay buffers at most; small, so that frames are longer than it.
 const CAPACITY: usize = 64;
@@ -341,9 +340,9 @@ proptest! {
         sql in statement(),
         cuts in vec(1_usize..9, 1..9),
     ) {
-        let mut whole = Scanner::new(Reported::default());
+        let mut whole = Scanner::new();
         whole.feed(sql.as_bytes());
-        let mut pieces = Scanner::new(Reported::default());
+        let mut pieces = Scanner::new();
         let mut rest = sql.as_bytes();
         for cut in cuts.iter().cycle() {
             if rest.is_empty() {
@@ -363,7 +362,7 @@ proptest! {
             let _ = startup::body_length(*length);
         }
         let _ = read_parameter_status(&bytes);
-        let mut scanner = Scanner::new(Reported::default());
+        let mut scanner = Scanner::new();
         scanner.feed(&bytes);
         let _ = scanner.finish();
         for direction in [Direction::Frontend, Direction::Backend] {

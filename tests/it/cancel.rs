@@ -15,6 +15,7 @@ use crate::support::{
 
 in_both_modes! {
     a_long_key_cancels,
+    who_waits_for_a_connection_is_cancelled_and_nothing_is_sent,
     a_cancel_comes_through_when_nobody_else_does,
     a_storm_of_cancels_leaves_room_for_others,
     a_late_cancel_never_hits_the_next_borrower,
@@ -98,6 +99,49 @@ async fn a_long_key_cancels(mode: Mode) {
 }
 
 /// The pool is full, so is the list of clients, and callers who say nothing fill the doorstep.
+/// In whatever form it asks, and however often: what it has sent behind it is done.
+async fn who_waits_for_a_connection_is_cancelled_and_nothing_is_sent(mode: Mode) {
+    let database = Server::shared().database().await;
+    let leash = Leash::on(&database).mode(mode).set("pool.size", 1).start().await;
+    let admin = database.admin().await;
+    admin.batch_execute("CREATE TABLE written (n int); GRANT ALL ON written TO app").await.unwrap();
+    let mut holder = Raw::login(&leash.endpoint(), "holder").await;
+    let mut waiter = Raw::login(&leash.endpoint(), "waiter").await;
+    assert_eq!(tags(&holder.query("BEGIN").await), "CZ");
+    let insert = "INSERT INTO written VALUES (1)";
+    let alone = [raw::parse("s", insert), raw::bind("s", &[]), raw::execute(0)].concat();
+    for (batch, ends) in [
+        (raw::query(insert), vec![]),
+        ([alone.clone(), raw::sync()].concat(), vec![]),
+        ([alone.clone(), raw::flush()].concat(), raw::sync()),
+        (raw::query(&format!("{insert} /* {} */", "long ".repeat(20_000))), vec![]),
+    ] {
+        waiter.send(&batch).await;
+        leash.pool_when("it waits", |pool| pool["waiting"] == 1).await;
+        cancel(leash.port(), waiter.pid, &waiter.secret).await;
+        let error = waiter.expect('E').await;
+        assert_eq!((error.field('V'), error.field('C')), ("ERROR".to_owned(), "57014".to_owned()));
+        assert_eq!(error.field('M'), "canceling statement due to user request");
+        waiter.send(&ends).await;
+        assert_eq!(tags(&waiter.until_ready().await), "Z");
+    }
+    // One that has nothing under way is not cancelled, and neither is what it says next.
+    cancel(leash.port(), waiter.pid, &waiter.secret).await;
+    waiter.send(&raw::query("SELECT 3")).await;
+    leash.pool_when("it waits", |pool| pool["waiting"] == 1).await;
+    assert_eq!(tags(&holder.query("COMMIT").await), "CZ");
+    holder.close().await;
+    assert_eq!(tags(&waiter.until_ready().await), "TDCZ");
+    assert_eq!(admin.one("SELECT count(*) FROM written").await, "0");
+    // What was never sent was never prepared.
+    waiter.send(&[raw::bind("s", &[]), raw::sync()].concat()).await;
+    assert_eq!(waiter.expect('E').await.field('C'), "26000");
+    waiter.until_ready().await;
+    waiter.close().await;
+    admin.close().await;
+    finish(leash, &database).await;
+}
+
 async fn a_cancel_comes_through_when_nobody_else_does(mode: Mode) {
     let database = Server::shared().database().await;
     let setup = Leash::on(&database).mode(mode).set("pool.size", 1).set("pool.max_clients", 2);

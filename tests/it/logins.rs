@@ -6,7 +6,7 @@ use crate::support::{Database, Leash, Mode, Server, eventually, finish, in_both_
 in_both_modes! {
     a_login_is_tried_once,
     a_login_that_the_server_refuses_leaves_nothing,
-    a_crowd_is_tried_on_one_connection,
+    a_crowd_does_not_open_the_whole_pool,
     a_login_does_not_wait_for_a_full_pool,
     a_login_that_could_not_be_tried_is_refused_later,
     a_login_in_a_pause_is_let_in,
@@ -71,7 +71,9 @@ async fn a_login_is_tried_once(mode: Mode) {
     let before = last_statement(&database).await;
     let again = [("application_name", "two"), ("work_mem", "5MB"), ("TimeZone", "Asia/Tokyo")];
     let mut two = enter(&leash, &[&again[..], &[("client_encoding", "utf-8")]].concat()).await;
-    assert_eq!(last_statement(&database).await, before, "the server was not asked again");
+    let last = last_statement(&database).await;
+    assert_ne!(last, before, "it is asked whether the role may log in");
+    assert!(last.contains("'defaults'") && !last.contains("5MB"), "it is not asked again for these: {last}");
     assert_eq!(two.one("SELECT current_setting('work_mem')").await, "5MB");
     two.close().await;
     finish(leash, &database).await;
@@ -108,13 +110,15 @@ async fn a_login_that_the_server_refuses_leaves_nothing(mode: Mode) {
     finish(leash, &database).await;
 }
 
-async fn a_crowd_is_tried_on_one_connection(mode: Mode) {
+async fn a_crowd_does_not_open_the_whole_pool(mode: Mode) {
     let database = Server::shared().database().await;
     let leash = Leash::on(&database).mode(mode).set("pool.size", 8).start().await;
     leash.endpoint().raw("first").await.close().await;
     let sizes = ["5MB", "6MB", "7MB"].map(|size| [("work_mem", size)]);
     let crowd = futures_util::future::join_all((0..30).map(|n| enter(&leash, &sizes[n % 3]))).await;
-    assert_eq!(leash.metrics().await.sum("connections_opened_total", &[]), 1.0);
+    // One is asked whether the role may log in, another one perhaps for the parameters.
+    let opened = leash.metrics().await.sum("connections_opened_total", &[]);
+    assert!(opened <= 2.0, "{opened} of 8");
     futures_util::future::join_all(crowd.into_iter().map(Raw::close)).await;
     finish(leash, &database).await;
 }

@@ -135,7 +135,10 @@ async fn without_a_standby_who_prefers_one_is_served_by_the_primary(mode: Mode) 
 async fn a_failover_with_clients_in_different_states(mode: Mode) {
     let mut pair = Pair::new().await;
     let setup = pair.leash(mode, "read-write").set("pool.size", 4).set("pool.wait_timeout", "25s");
-    let mut leash = setup.expecting(&["upstream_failed", "leak_detected"]).start().await;
+    let mut leash = setup
+        .expecting(&["upstream_failed", "leak_detected", "survey_failed", "survey_recovered"])
+        .start()
+        .await;
     let endpoint = leash.endpoint();
     let first = endpoint.connect("first").await;
     first.batch_execute("INSERT INTO payments VALUES ('first')").await.unwrap();

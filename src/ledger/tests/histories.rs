@@ -260,7 +260,7 @@ impl World {
         if let Some(at) = pick(&self.out, which) {
             let out = &mut self.out[at];
             if !out.taken {
-                self.ledger.pinned(out.id, pin);
+                self.ledger.pinned(out.id, pin, self.now);
                 out.deliberate = pin.is_deliberate();
             }
         }

@@ -68,7 +68,8 @@ function facts(h) {
     ["Backend", h.backend_pid + (h.connection_uses ? `, ${span(h.connection_age_seconds)} old, use ${h.connection_uses}` : "")],
     ["Held", span(h.age_seconds) + (h.waited_seconds !== undefined ? `, after a wait of ${span(h.waited_seconds)}` : "")],
     ["Idle", span(h.idle_seconds) + (h.limit_seconds ? ` of ${span(h.limit_seconds)}` : "")], ["Grounds", groundsOf(h) || "the configured limit"],
-    ["Pinned", h.pinned && words(h.pinned)], ["Waits for", h.waits_for && (WAITS[h.waits_for] ?? h.waits_for)],
+    ["Pinned", h.pinned && (words(h.pinned) + ` for ${span(h.pinned_seconds)}`)],
+    ["Pinned by", h.pinned_by ? el("code", "", h.pinned_by) : ""], ["Waits for", h.waits_for && (WAITS[h.waits_for] ?? h.waits_for)],
     ["Blocked by", blockers(h).flatMap((by, n) => n ? [", ", by] : [by])], ["Blocks", h.blocks ? many(h.blocks, "other checkout") : ""],
     ["Statement", h.statement ? el("code", "", h.statement) : ""], ["Trace", h.trace ? el("code", "", h.trace) : ""],
   ].filter(([, value]) => Array.isArray(value) ? value.length : value);

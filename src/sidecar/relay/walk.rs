@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::switch::Wire;
-use crate::wire::assign::Assigned;
+use crate::switch::{Wire, note_parameter};
 use crate::wire::frame::{Cut, Frame, FrameError};
 use crate::wire::prepared::{Down, Names, Prepared, Up};
-use crate::wire::pulse::{Pulse, Whose};
+use crate::wire::pulse::{Beat, Pulse, Whose};
 use crate::wire::reply::{self, read_parameter_status};
-use crate::wire::vars::{self, Vars};
 
 use super::super::ending::End;
-use super::{Presence, Relay, wanted_up};
+use super::super::words::Words;
+use super::{Presence, Relay, Returns, Told, reads_sequences, wanted_up};
 
 impl Relay<'_> {
     /// Asks the server, if need be, which Syncs it has answered; whether it has been asked.
@@ -29,9 +28,17 @@ impl Relay<'_> {
 
     /// Looks at what the client sent, up to what may go on.
     pub(super) fn walk_up(&mut self) -> Result<(), End> {
+        if !self.own_sequences && reads_sequences(self.up.unseen()) {
+            match self.wire.pulse.beat() {
+                Beat::Quiet | Beat::InTransaction if self.up.ends_frame() => return Err(End::Sequences),
+                // It has to wait for the answers to what went before.
+                Beat::InFlight if self.up.ends_frame() => return Ok(()),
+                _ => {}
+            }
+        }
         let Self { up, wire, words, names, vars, sending, reader, said, tether, .. } = self;
         let Wire { pulse, prepared, .. } = &mut **wire;
-        while !pulse.is_full() && !prepared.is_full() && !pulse.holds() {
+        while !pulse.is_full() && !prepared.is_full() && !pulse.holds() && !words.holds() {
             let place = up.place();
             let taken = match up.next(|tag| wanted_up(words.mode(), tag)).map_err(End::Violation)? {
                 Cut::More => break,
@@ -50,9 +57,8 @@ impl Relay<'_> {
                     }
                     let fate = names.as_mut().map_or(Up::Pass, |names| prepared.up(frame, names, pulse));
                     if fate != Up::Wait {
-                        let quiet = pulse.is_quiet();
                         pulse.begun(frame.tag);
-                        words.frame(frame, quiet);
+                        words.frame(frame);
                         reader.frame(frame.tag, frame.body);
                     }
                     up.put(prepared.out());
@@ -80,12 +86,12 @@ impl Relay<'_> {
             // Until its last byte the server has nothing to do: it waits for the client.
             if up.ends_frame() {
                 pulse.sent(*sending);
-                let found = words.frame_ends();
+                let found = words.frame_ends(*sending);
                 reader.frame_ends(*sending, &tether.activity, said);
                 if let Some(names) = names {
                     prepared.up_ends(found, names, pulse);
                     up.put(prepared.out());
-                    words.pin(prepared.take_pins());
+                    words.run(prepared.take_pins());
                     // From now on it may be over, and others may be told so by the server before pgleash is.
                     if matches!(*sending, b'Q' | b'S') && words.changes_names() {
                         names.meanings_change();
@@ -99,8 +105,8 @@ impl Relay<'_> {
     /// Looks at what the server sent. All of it may go on, but for a frame that is needed whole, and for
     /// what the client did not ask for.
     pub(super) fn walk_down(&mut self) -> Result<(), FrameError> {
-        let Self { down, wire, words, names, vars, last_was_fatal, .. } = self;
-        let Wire { pulse, prepared, .. } = &mut **wire;
+        let Self { down, wire, words, names, told, last_was_fatal, .. } = self;
+        let Wire { pulse, prepared, current, .. } = &mut **wire;
         while !pulse.is_lost() {
             let shared = names.is_some();
             let mut late = Vec::new();
@@ -121,7 +127,14 @@ impl Relay<'_> {
                         pulse.received(frame.tag, frame.body.first().copied());
                         *last_was_fatal = frame.tag == b'E' && is_fatal(frame.body);
                         match frame.tag {
-                            b'S' => follow(vars, frame.body),
+                            b'S' => {
+                                note_parameter(current, frame.body);
+                                if let Some(mut frame) = follow(told, words, frame.body) {
+                                    down.drop_next(taken);
+                                    down.put(&mut frame);
+                                    continue;
+                                }
+                            }
                             b'C' => {
                                 words.completed(frame.body);
                                 // With AND CHAIN, or of a savepoint, it is not idle then.
@@ -133,11 +146,9 @@ impl Relay<'_> {
                             b'E' => words.failed(),
                             b'Z' => {
                                 let idle = frame.body.first() == Some(&b'I');
-                                words.ready(idle);
                                 if let Some(names) = names.as_deref_mut().filter(|_| idle) {
                                     prepared.transaction_over(words.in_transaction(), names);
                                 }
-                                words.take_set().into_iter().for_each(|set| assign(vars, set));
                             }
                             _ => {}
                         }
@@ -160,7 +171,7 @@ impl Relay<'_> {
                 && down.ends_frame()
             {
                 prepared.down_ends(names);
-                words.pin(prepared.take_pins());
+                words.run(prepared.take_pins());
             }
         }
         Ok(())
@@ -216,19 +227,24 @@ const fn long_name(tag: u8) -> FrameError {
     FrameError::LongName { tag, limit: Prepared::NAMES }
 }
 
-/// Keeps them true to a SET or a RESET that the server does not report.
-fn assign(vars: &mut Arc<Vars>, (name, value): Assigned) {
-    match value {
-        Some(value) => drop(Arc::make_mut(vars).insert(name, value)),
-        None => drop(Arc::make_mut(vars).remove(&name)),
+/// Keeps what the client is told true to a ParameterStatus. What it has set back is told as it will be; then there is
+/// another frame to be sent.
+fn follow(told: &mut Told<'_>, words: &mut Words, body: &[u8]) -> Option<Vec<u8>> {
+    let (name, value) = read_parameter_status(body)?;
+    let key = name.to_ascii_lowercase();
+    words.reported(&key);
+    let Returns { own, greeted, defaults } = told.returns;
+    let is_back = words.resets(&key)
+        && own.contains_key(&key)
+        && defaults.get(&key).is_none_or(|default| default == value);
+    let back = greeted.get(name).filter(|back| is_back && *back != value);
+    let is = back.map_or(value, String::as_str);
+    if told.told.get(name).map(String::as_str) != Some(is) {
+        Arc::make_mut(told.told).insert(name.to_owned(), is.to_owned());
     }
-}
-
-/// Keeps the client's parameters true to a ParameterStatus.
-fn follow(vars: &mut Arc<Vars>, body: &[u8]) {
-    let Some((name, value)) = read_parameter_status(body) else { return };
-    let name = name.to_ascii_lowercase();
-    if vars::is_followed(&name) && vars.get(&name).map(String::as_str) != Some(value) {
-        Arc::make_mut(vars).insert(name, value.to_owned());
-    }
+    back.map(|back| {
+        let mut frame = Vec::new();
+        reply::parameter_status(&mut frame, name, back);
+        frame
+    })
 }

@@ -1,20 +1,16 @@
 use super::*;
 
 fn pin(sql: &str) -> Option<Pin> {
-    found(sql).pins.told()
-}
-
-fn none_reset() -> Resets {
-    Resets::default()
+    found(sql).pins.reasons().told()
 }
 
 fn found(sql: &str) -> Findings {
     let whole = {
-        let mut scanner = Scanner::new(Reported::default());
+        let mut scanner = Scanner::new();
         scanner.feed(sql.as_bytes());
         scanner.finish()
     };
-    let mut scanner = Scanner::new(Reported::default());
+    let mut scanner = Scanner::new();
     sql.as_bytes().chunks(1).for_each(|byte| scanner.feed(byte));
     assert_eq!(scanner.finish(), whole, "in pieces: {sql}");
     whole
@@ -27,32 +23,12 @@ fn what_leaves_state_behind_pins() {
     assert_eq!(pin("CREATE TEMP TABLE t(x int)"), Some(Pin::TempTable));
     assert_eq!(pin("create table pg_temp.t(x int)"), Some(Pin::TempTable));
     assert_eq!(pin("declare c cursor with hold for select 1"), Some(Pin::HoldableCursor));
-    assert_eq!(pin("update pg_catalog.pg_settings set setting = 1 where name = 'x'"), Some(Pin::Setting));
-    assert_eq!(pin(r#"select U&"set\005fconfig"('work_mem', '9MB', false)"#), Some(Pin::Setting));
-    assert_eq!(
-        pin(r#"select U&"set!005fconfig" UESCAPE '!' ('work_mem', '9MB', false)"#),
-        Some(Pin::Setting)
-    );
     assert_eq!(pin("select pg_catalog.pg_advisory_lock(1)"), Some(Pin::AdvisoryLock));
     assert_eq!(pin("select pg_try_advisory_lock_shared(1)"), Some(Pin::AdvisoryLock));
-    assert_eq!(pin("set search_path to a"), Some(Pin::Setting));
-    assert_eq!(pin("begin; SET SESSION statement_timeout = 0"), Some(Pin::Setting));
-    assert_eq!(pin("/* route=pay */ set role r"), Some(Pin::Role));
-    assert_eq!(pin("-- hi\nset role r"), Some(Pin::Role));
-    assert_eq!(pin("select set_config('a.b','c',false)"), Some(Pin::Setting));
     assert_eq!(pin("load 'auto_explain'"), Some(Pin::Load));
     assert_eq!(pin("create or replace temp view v as select 1"), Some(Pin::TempTable));
     assert_eq!(pin("create /* a */ local temporary table t(x int)"), Some(Pin::TempTable));
     assert_eq!(pin("select 1 into temp t"), Some(Pin::TempTable));
-    assert_eq!(pin("--x\rset role r"), Some(Pin::Role));
-}
-
-#[test]
-fn what_a_block_does_pins() {
-    assert_eq!(pin("DO $$ BEGIN SET work_mem = '1MB'; END $$"), Some(Pin::Setting));
-    assert_eq!(pin("DO $$ BEGIN EXECUTE 'SET work_mem = 1'; END $$"), Some(Pin::Setting));
-    assert_eq!(pin("do 'begin listen x; end'"), Some(Pin::Listen));
-    assert_eq!(pin("DO $$ BEGIN SET LOCAL work_mem = 1; END $$"), None);
 }
 
 #[test]
@@ -83,30 +59,6 @@ fn nothing_hides_behind_a_quote_that_is_none() {
     ] {
         assert_eq!(pin(text), Some(Pin::Listen), "{text}");
     }
-}
-
-#[test]
-fn what_ends_state_is_told() {
-    let ends = |sql: &str| {
-        let found = found(sql);
-        (found.resets, found.releases, found.pins.without(Pins::IN_TRANSACTION))
-    };
-    let none = Pins::default();
-    assert_eq!(ends("DISCARD ALL"), (Resets::all(), none, none));
-    let both = Pins::of(Pin::Listen).and(Pins::of(Pin::Setting));
-    assert_eq!(ends("unlisten *; reset all"), (Resets::all(), both, none));
-    assert_eq!(ends("UNLISTEN *"), (none_reset(), Pins::of(Pin::Listen), none));
-    assert_eq!(ends("unlisten jobs"), (none_reset(), none, none));
-    assert_eq!(ends("unlisten \"jobs\""), (none_reset(), none, none));
-    let reset = |name: &str| Resets::Of(vec![name.to_owned()]);
-    assert_eq!(ends("reset role"), (reset("role"), Pins::of(Pin::Role), none));
-    let authorization = Pins::of(Pin::SessionAuthorization);
-    assert_eq!(ends("RESET SESSION AUTHORIZATION"), (reset("session_authorization"), authorization, none));
-    assert_eq!(ends("set session authorization joe"), (none_reset(), none, authorization));
-    assert_eq!(ends("set session role joe"), (none_reset(), none, Pins::of(Pin::Role)));
-    assert_eq!(ends("reset work_mem"), (reset("work_mem"), none, Pins::of(Pin::Setting)));
-    assert_eq!(ends("select pg_advisory_unlock_all()"), (none_reset(), Pins::of(Pin::AdvisoryLock), none));
-    assert_eq!(ends("select 'reset all'"), (none_reset(), none, none));
 }
 
 #[test]
@@ -172,29 +124,11 @@ fn what_changes_what_names_mean_is_told() {
 }
 
 #[test]
-fn what_the_server_reports_needs_no_pin() {
-    let pins = |reported: &[&str], sql: &str| {
-        let reported = Reported::of(reported.iter().copied());
-        let mut scanner = Scanner::new(reported);
-        scanner.feed(sql.as_bytes());
-        scanner.finish().pins.told()
-    };
-    assert_eq!(pins(&["TimeZone"], "set search_path to a"), Some(Pin::Setting));
-    assert_eq!(pins(&["TimeZone", "search_path"], "set search_path to a"), None);
-    assert_eq!(
-        pins(&["is_superuser", "session_authorization"], "set is_superuser = off"),
-        Some(Pin::Setting)
-    );
-}
-
-#[test]
 fn ordinary_statements_do_not() {
     assert_eq!(pin("UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = 5"), None);
     assert_eq!(pin("select pg_advisory_xact_lock(1)"), None);
     assert_eq!(pin("set local work_mem = '1MB'"), None);
     assert_eq!(pin("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"), None);
-    assert_eq!(pin("set application_name = 'x'; set time zone 'UTC'; set timezone to 'UTC'"), None);
-    assert_eq!(pin("set names 'utf8'"), None);
     assert_eq!(pin("select hold, load from template"), None);
     assert_eq!(pin("declare c cursor for select 1"), None);
     assert_eq!(pin("select setting from pg_settings where name = 'work_mem'"), None);
@@ -210,27 +144,74 @@ fn a_literal_that_looks_like_a_comment_hides_nothing() {
 }
 
 #[test]
-fn which_parameters_are_set_back_is_told() {
-    let resets = |sql: &str| found(sql).resets;
-    let of = |names: &[&str]| Resets::Of(names.iter().map(|name| (*name).to_owned()).collect());
-    assert_eq!(resets("RESET TimeZone"), of(&["timezone"]));
-    assert_eq!(resets("reset time zone"), of(&["timezone"]));
-    assert_eq!(resets("set time zone default"), of(&["timezone"]));
-    assert_eq!(resets("SET SESSION TIME ZONE LOCAL"), of(&["timezone"]));
-    assert_eq!(resets("set names default"), of(&["client_encoding"]));
-    assert_eq!(resets("set datestyle to default; reset \"search_path\""), of(&["datestyle", "search_path"]));
-    assert_eq!(resets("SET application_name = DEFAULT"), of(&["application_name"]));
-    assert_eq!(resets("do $$ begin reset datestyle; end $$"), of(&["datestyle"]));
-    assert_eq!(resets("set application_name = 'default'; select default"), none_reset());
-    assert_eq!(resets("set local timezone to default"), none_reset());
-    assert_eq!(resets("update t set timezone = default"), none_reset());
-    assert_eq!(resets(&"reset work_mem; reset datestyle;".repeat(9)), of(&["work_mem", "datestyle"]));
-    let many: String = (0..40).map(|n| format!("reset x{n};")).collect();
-    assert_eq!(resets(&many), Resets::all());
-    // What is set behind its reset stays; what is set before is reset.
-    assert_eq!(resets("reset work_mem; set work_mem = 1; reset datestyle"), of(&["datestyle"]));
-    assert_eq!(resets("set work_mem = 1; reset work_mem"), of(&["work_mem"]));
-    assert_eq!(resets("reset all; set work_mem = 1"), Resets::AllBut(vec!["work_mem".to_owned()]));
-    assert_eq!(found("set work_mem = 1; set x = 2").sets.unwrap().text(), "x");
-    assert_eq!(found("set work_mem to default").sets, None);
+fn the_names_that_a_text_may_change_are_found() {
+    let names = |sql: &str| -> Vec<String> {
+        found(sql).touches.into_iter().filter_map(|touched| touched.name).collect()
+    };
+    for (sql, expected) in [
+        ("SET work_mem = 1", vec!["work_mem"]),
+        ("begin; SET SESSION statement_timeout = 0; reset datestyle", vec!["statement_timeout", "datestyle"]),
+        ("/* route=pay */ set role r", vec!["role"]),
+        ("--x\rset role r", vec!["role"]),
+        ("select 'it''s; set x = 1'; set y = 'a;b'; set z = 2", vec!["y", "z"]),
+        ("select set_config('a.b', 'c;d', false), set_config('e', $1, false)", vec!["a.b", "e"]),
+        ("set app.\"Tenant\" = '4'; set app.tenant to 5", vec!["app.tenant"]),
+        (
+            "do $$ begin set work_mem = '1MB'; perform set_config('x', 'y', false); end $$",
+            vec!["work_mem", "x"],
+        ),
+        ("select E'\\\\' || '--'; set role r", vec!["role"]),
+        ("select $a$--$a$; set role r", vec!["role"]),
+        ("update t set x = 1", vec![]),
+        ("select set from reset", vec![]),
+        ("SET LOCAL work_mem = 1", vec![]),
+        ("create function f() returns int set work_mem = 1 language sql as 'select 1'", vec![]),
+        ("select 'set work_mem = 1'", vec![]),
+    ] {
+        assert_eq!(names(sql), expected, "{sql}");
+    }
+}
+
+#[test]
+fn what_is_set_back_is_known_in_order() {
+    let touches = |sql: &str| -> Vec<(String, bool)> {
+        let named = |touched: Touched| (touched.name.unwrap_or_else(|| "all".to_owned()), touched.back);
+        found(sql).touches.into_iter().map(named).collect()
+    };
+    let is = |pairs: &[(&str, bool)]| -> Vec<(String, bool)> {
+        pairs.iter().map(|(name, back)| ((*name).to_owned(), *back)).collect()
+    };
+    assert_eq!(touches("reset x; set x = 1"), is(&[("x", true), ("x", false)]));
+    assert_eq!(touches("set x = 1; reset all; set y = 1"), is(&[("x", false), ("all", true), ("y", false)]));
+    assert_eq!(touches("set role none; set y = 1"), is(&[("role", true), ("y", false)]));
+    assert_eq!(touches("set x = 1; set x = 2"), is(&[("x", false)]));
+}
+
+#[test]
+fn what_a_text_does_is_of_a_kind() {
+    for (sql, kind) in [
+        ("reset all", Pins::TOUCHES_ALL.and(Pins::RESETS)),
+        ("discard all", Pins::DISCARDS.and(Pins::TOUCHES_ALL).and(Pins::ENDS)),
+        ("update pg_catalog.pg_settings set setting = 1 where name = 'x'", Pins::TOUCHES_ALL),
+        (r#"select U&"set\005fconfig"('work_mem', '9MB', false)"#, Pins::HIDES),
+        (r#"select U&"set!005fconfig" UESCAPE '!' ('work_mem', '9MB', false)"#, Pins::HIDES),
+        ("select set_config($1, $2, false)", Pins::HIDES),
+        ("do $$ begin execute 'set work_mem = 1'; end $$", Pins::HIDES.and(Pins::TOUCHES_ALL)),
+        ("do $$ begin end $$", Pins::TOUCHES_ALL),
+        ("call p()", Pins::TOUCHES_ALL),
+        ("select setseed(0.5)", Pins::SEEDS),
+        ("set seed to 0.5", Pins::SEEDS),
+        ("select CURRVAL('s')", Pins::READS_SEQUENCES),
+        ("select lastval()", Pins::READS_SEQUENCES),
+        ("unlisten *", Pins::ENDS),
+        ("close all", Pins::ENDS),
+        ("select pg_advisory_unlock_all()", Pins::ENDS),
+        ("set local search_path = 'pg_temp'", Pins::MOVES_PATH),
+        ("set schema 'pg_temp'", Pins::MOVES_PATH),
+        ("select set_config('search_path', 'pg_temp', true)", Pins::MOVES_PATH),
+    ] {
+        assert_eq!(found(sql).pins.within(kind), kind, "{sql}");
+    }
+    assert_eq!(found("select 1").pins, Pins::default());
+    assert!(!found("do $$ begin perform 1; end $$").pins.has(Pins::HIDES));
 }

@@ -1,32 +1,7 @@
 //! Words of a statement text, and the bytes between them. Floor 0.
 
-use crate::wire::vars::Resets;
-
-/// The first bytes of a word, in lower case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Word {
-    pub(super) bytes: [u8; Word::LONGEST],
-    pub(super) len: usize,
-}
-
-impl Word {
-    /// Longer words are cut.
-    pub(super) const LONGEST: usize = Resets::CUT;
-
-    pub(super) fn of(word: &[u8]) -> Self {
-        let mut bytes = [0; Self::LONGEST];
-        let len = word.len().min(Self::LONGEST);
-        bytes[..len].copy_from_slice(&word[..len]);
-        Self { bytes, len }
-    }
-
-    /// As text; a letter that was cut is left out.
-    pub fn text(&self) -> &str {
-        let bytes = &self.bytes[..self.len];
-        std::str::from_utf8(bytes)
-            .unwrap_or_else(|error| std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default())
-    }
-}
+/// Words are told apart by this many first bytes; longer ones are cut.
+pub(super) const LONGEST: usize = 32;
 
 /// What a byte is to the scanner.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,8 @@
 //! What one client does to its session is never another's, in whatever form it says so.
 
+mod grammar;
+mod random;
+
 use crate::support::raw::{self, Raw, tags};
 use crate::support::{Leash, Mode, Server, eventually, finish};
 
