@@ -22,7 +22,7 @@ lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
     shellcheck demo test .ci/run deploy/app deploy/check
-    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate tests/notify/run tests/page/run tests/servers
+    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate docs/check docs/picture tests/notify/run tests/page/run tests/servers
 
 # format the sources
 fmt:
@@ -70,6 +70,16 @@ state-fuzz steps="1000000" seed="1":
 # API documentation, with every broken link an error
 docs:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+# check every link, key, metric, event and command that the documentation names, then build the book into target/book
+book:
+    docs/check
+    @if command -v mdbook >/dev/null; then mdbook build docs; else echo "mdbook is not installed: cargo install mdbook --locked"; fi
+
+# take docs/images/page.png, the picture of the live page, from a real run
+picture *args:
+    cargo build --locked --quiet
+    docs/picture {{ args }}
 
 # compose file, Dockerfile, Kubernetes objects, alert rules with their tests and boards, as far as the tools here allow
 deploy-check:

@@ -35,8 +35,9 @@ def main() -> int:
         for metric in sorted(named_metrics(rule["expr"]) - known):
             faults.append(f"{rule.get('alert') or rule.get('record')}: pgleash has no metric {metric}")
     names = {alert["alert"] for alert in alerts}
-    readme = set(re.findall(r"^\| `(Pgleash\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
-    faults += [f"{name}: is either not in the README's table or only there" for name in sorted(names ^ readme)]
+    page = ROOT / "docs/boards-and-alerts.md"
+    listed = set(re.findall(r"^\| \[`(Pgleash\w+)`\]", page.read_text(), re.MULTILINE))
+    faults += [f"{name}: is either not in the table of {page.name} or only there" for name in sorted(names ^ listed)]
     for path in (ROOT / "docs/runbooks").glob("*.md"):
         if path.stem not in names:
             faults.append(f"{path.name} is the runbook of no alert")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Checks deploy/kubernetes without a cluster: that kustomize's references lead somewhere, that what it makes is valid by
-the API's own schemas (and the operator's), that the sidecar keeps what the README promises, that pgleash accepts its
+the API's own schemas (and the operator's), that the sidecar keeps what docs/adopting.md promises, that pgleash accepts its
 configuration, and that the PrometheusRule is the rules. Needs PyYAML and kubernetes-validate, and node with
 @kubernetes-models/prometheus-operator in target/deploy-check/node_modules.
 
