@@ -29,8 +29,9 @@ pub struct ServerConn {
     pub parameters: BTreeMap<String, String>,
     /// What the server's role and database set when it was opened.
     pub defaults: Arc<Defaults>,
-    /// The session that had it last, and whose values of sequences are there, if anybody's.
-    pub last_session: AtomicU32,
+    /// The only session that has had it since its values of sequences were discarded last; [`ServerConn::NOBODY`] if
+    /// nobody has had it since, [`ServerConn::SEVERAL`] if it was not only one.
+    pub sequences_of: AtomicU32,
     /// `random()` was seeded by a client.
     pub seeded: AtomicBool,
     /// A library was loaded by a client: nobody else may have it.
@@ -59,6 +60,22 @@ pub struct ServerConn {
 }
 
 impl ServerConn {
+    /// No session's number.
+    pub const NOBODY: u32 = 0;
+    /// No session's number either.
+    pub const SEVERAL: u32 = u32::MAX;
+
+    /// Whether values of sequences may be there that are not this session's.
+    pub fn has_sequences_of_others(&self, session: u32) -> bool {
+        ![Self::NOBODY, session].contains(&self.sequences_of.load(Ordering::Relaxed))
+    }
+
+    /// This session has it now.
+    pub fn is_used_by(&self, session: u32) {
+        let now = if self.has_sequences_of_others(session) { Self::SEVERAL } else { session };
+        self.sequences_of.store(now, Ordering::Relaxed);
+    }
+
     /// A connection just dialled.
     pub fn new(
         id: ConnId,
@@ -72,7 +89,7 @@ impl ServerConn {
             backend_pid: dialled.login.backend_pid,
             parameters: dialled.login.parameters.clone(),
             defaults,
-            last_session: AtomicU32::new(0),
+            sequences_of: AtomicU32::new(Self::NOBODY),
             seeded: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
             switch: dialled.switch.clone(),

@@ -4,7 +4,7 @@
 //! from before a change are closed as they come home.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -31,6 +31,8 @@ pub(crate) struct Known {
     pub(crate) defaults: ArcSwapOption<Defaults>,
     admission: ArcSwap<Admission>,
     asked: AtomicU64,
+    /// Somebody wants to know now.
+    due: AtomicBool,
     answers: AtomicU64,
     turn: Turn,
 }
@@ -96,11 +98,10 @@ impl WatchedPool {
     ///
     /// Cancel safe.
     pub async fn admission(&self, holder: &Holder) -> Option<Admission> {
-        let patience = PATIENCE.min(self.inner().policy.load().wait_timeout / 2);
         let known = &self.inner().known;
         let before = known.answers.load(Ordering::Acquire);
         let asking = known.turn.take(async || self.ask_defaults(holder).await);
-        let _ = tokio::time::timeout(patience, asking).await;
+        let _ = tokio::time::timeout(PATIENCE, asking).await;
         let answered = known.answers.load(Ordering::Acquire) > before;
         answered.then(|| (**known.admission.load()).clone())
     }
@@ -132,6 +133,7 @@ impl WatchedPool {
     /// Asks now, in a task of its own, whether the defaults have changed. On the data path's runtime.
     pub fn refresh_defaults(&self) {
         let pool = self.clone();
+        self.inner().known.due.store(false, Ordering::Relaxed);
         self.inner().known.asked.store(clock::now().as_nanos(), Ordering::Relaxed);
         tokio::spawn(borrower(async move {
             let key = pool.key();
@@ -143,8 +145,16 @@ impl WatchedPool {
         }));
     }
 
+    /// Asks at the next checkout.
+    pub fn doubt_defaults(&self) {
+        self.inner().known.due.store(true, Ordering::Relaxed);
+    }
+
     /// Whether it is time to ask again.
     pub(crate) fn asks_again(&self, now: Moment) -> bool {
+        if self.inner().known.due.load(Ordering::Relaxed) {
+            return true;
+        }
         let asked = Moment::from_nanos(self.inner().known.asked.load(Ordering::Relaxed));
         now.since(asked) >= EVERY
     }

@@ -142,6 +142,7 @@ async fn reset(conn: &Arc<ServerConn>, kit: &Kit, mut wire: Box<Wire>) -> Result
         Ok(Err(error)) => Err(format!("reset failed: {}", describe(&error))),
         Ok(Ok(())) if conn.is_tainted() => Err("a cancel request may still be on its way to it".to_owned()),
         Ok(Ok(())) if conn.switch.is_quiet_at_home() => {
+            conn.sequences_of.store(ServerConn::NOBODY, Ordering::Relaxed);
             conn.set_applied(&Arc::default());
             kit.spare.object().statement_cache.clear();
             Ok(())

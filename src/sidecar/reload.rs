@@ -11,6 +11,8 @@ use crate::config::online::{Change, file_of};
 use crate::config::{self, Sources};
 use crate::event::Event;
 
+use crate::pool::WatchedPool;
+
 use super::Hub;
 
 /// Knows where the configuration comes from.
@@ -51,6 +53,7 @@ impl Reloader {
         let applied = read.and_then(|read| {
             let change = self.hub.config.load().adopt(&read.config);
             self.hub.apply(&change.config).map_err(|error| vec![error.to_string()])?;
+            self.hub.pools().iter().for_each(WatchedPool::doubt_defaults);
             Ok(change)
         });
         self.hub.sink.emit(match &applied {

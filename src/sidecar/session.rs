@@ -167,7 +167,7 @@ impl Session {
     /// Whether it may read values of sequences that are another session's there.
     fn wants_sequences(&self, conn: &ServerConn) -> bool {
         (self.reads_sequences || reads_sequences(self.up.unseen()))
-            && conn.last_session.load(Ordering::Relaxed) != self.holder.session.0
+            && conn.has_sequences_of_others(self.holder.session.0)
     }
 
     /// Waits for a statement's beginning while no server connection is held.
@@ -252,9 +252,8 @@ impl Session {
             // They were about to change when it logged in.
             self.defaults = Arc::clone(&conn.defaults);
         }
-        let last = conn.last_session.swap(self.holder.session.0, Ordering::Relaxed);
-        // It has been seen to by then if the client is known to read any.
-        let mut own_sequences = last == self.holder.session.0 || self.reads_sequences || !self.shares();
+        let mut own_sequences = !self.shares() || !conn.has_sequences_of_others(self.holder.session.0);
+        conn.is_used_by(self.holder.session.0);
         let temporary = self.makes_temporary(&conn);
         // By itself, or this call would be large enough to make its place on the heap hard to find.
         let mut words = Box::new(Words::new(self.hub.mode, std::mem::take(&mut self.prepared), temporary));

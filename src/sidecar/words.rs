@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::policy::PoolMode;
 use crate::wire::frame::Frame;
 use crate::wire::pin::{Pin, Pins};
-use crate::wire::scan::{Scanner, Touched};
+use crate::wire::scan::{Back, Scanner, Touched};
 
 /// Watches the frames of one checkout for session state.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Words {
     touched: BTreeMap<String, bool>,
     /// All others were set back.
     all_back: bool,
+    /// These were set back until the transaction is over, and are not the client's own yet.
+    back_locally: Vec<String>,
     /// Parameters that the client's prepared statements may change, or set back.
     prepared: Vec<Touched>,
     /// How often something was changed that may end with its transaction.
@@ -62,6 +64,7 @@ impl Words {
             ran: Pins::default(),
             touched: BTreeMap::new(),
             all_back: false,
+            back_locally: Vec::new(),
             prepared,
             changes: 0,
             undone: false,
@@ -122,8 +125,9 @@ impl Words {
         self.reads_sequences |= found.pins.has(Pins::READS_SEQUENCES);
         if tag == b'Q' {
             found.touches.into_iter().for_each(|touched| self.touch(touched));
-            self.run(found.pins.without(Pins::TOUCHES));
-            (self.holds, self.resets_soon) = (self.holds || found.pins.has(Pins::RESETS), false);
+            self.leave(found.pins);
+            let resets = found.pins.has(Pins::RESETS.and(Pins::RESETS_LOCALLY));
+            (self.holds, self.resets_soon) = (self.holds || resets, false);
             return Pins::default();
         }
         let mut pins = found.pins;
@@ -145,25 +149,34 @@ impl Words {
         pins
     }
 
-    /// What runs from now on leaves this behind.
+    /// A statement runs that was prepared, or a function: it leaves this behind.
     pub fn run(&mut self, pins: Pins) {
         if pins.is_empty() {
             return;
         }
-        self.ran = self.ran.and(pins);
+        // One of those parameters that the client's prepared statements may change, or several.
+        if pins.has(Pins::TOUCHES.and(Pins::RESETS).and(Pins::RESETS_LOCALLY)) {
+            for touched in self.prepared.clone() {
+                let is_meant = match touched.back {
+                    Back::No => pins.has(Pins::TOUCHES),
+                    Back::Yes => pins.has(Pins::RESETS),
+                    Back::Locally => pins.has(Pins::RESETS_LOCALLY),
+                };
+                if is_meant {
+                    self.touch(touched);
+                }
+            }
+        }
+        self.leave(pins);
+    }
+
+    /// What runs from now on leaves this behind.
+    fn leave(&mut self, pins: Pins) {
+        self.ran = self.ran.and(pins.without(Pins::TOUCHES));
         // These are certain.
         self.pinned = self.pinned.and(pins.within(Pins::of(Pin::PreparedStatement).and(Pins::of(Pin::Load))));
         self.changes += u64::from(pins.has(Pins::IN_TRANSACTION));
-        // By a statement that was prepared: one of those parameters, or several.
-        if pins.has(Pins::TOUCHES.and(Pins::RESETS)) {
-            let resets = pins.has(Pins::RESETS);
-            let prepared = self.prepared.clone();
-            prepared
-                .into_iter()
-                .filter(|touched| resets || !touched.back)
-                .for_each(|touched| self.touch(touched));
-        }
-        self.resets_soon |= pins.has(Pins::RESETS);
+        self.resets_soon |= pins.has(Pins::RESETS.and(Pins::RESETS_LOCALLY));
         self.makes_temporary |= pins.has(Pins::MOVES_PATH);
         if self.makes_temporary && pins.has(Pins::NAMES_IN_TRANSACTION) {
             self.ran.add(Pin::TempTable);
@@ -173,12 +186,13 @@ impl Words {
     /// A parameter may be another from now on.
     fn touch(&mut self, Touched { name, back }: Touched) {
         match name {
+            Some(name) if back == Back::Locally => self.back_locally.push(name),
             None => {
                 self.touched.values_mut().for_each(|is_back| *is_back = true);
                 self.all_back = true;
             }
             Some(name) if self.touched.len() < MOST_NAMES || self.touched.contains_key(&name) => {
-                self.touched.insert(name, back);
+                self.touched.insert(name, back == Back::Yes);
             }
             Some(_) => self.ran = self.ran.and(Pins::TOUCHES_ALL).and(Pins::HIDES),
         }
@@ -221,7 +235,14 @@ impl Words {
         }
         if !self.ran.is_empty() {
             self.ran = self.ran.without(Pins::IN_TRANSACTION.and(prepared));
+            self.back_locally.clear();
+            self.holds &= self.is_unsettled();
         }
+    }
+
+    /// Whether this parameter is at its default until the transaction is over, and not the client's own yet.
+    pub fn resets_locally(&self, name: &str) -> bool {
+        self.back_locally.iter().any(|back| back == name)
     }
 
     /// Whether the client has to wait with what it sends next until what it has set back is its own again.
@@ -272,13 +293,14 @@ impl Words {
 
     /// The client's own parameters are set again, within its transaction.
     pub fn restored(&mut self) {
+        self.back_locally.clear();
         self.holds = false;
     }
 
     /// Whether what a text means to the server is told by the session's parameters alone; and how often something was
     /// changed that may end with its transaction.
     pub fn standing(&self) -> (bool, u64) {
-        let beside = Pins::ENDS.and(Pins::READS_SEQUENCES).and(Pins::SEEDS);
+        let beside = Pins::ENDS.and(Pins::RESETS_LOCALLY).and(Pins::READS_SEQUENCES).and(Pins::SEEDS);
         (
             self.pinned.is_empty() && self.ran.without(beside).is_empty() && self.touched.is_empty(),
             self.changes,

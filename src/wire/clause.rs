@@ -70,7 +70,14 @@ fn back(touch: Option<Touch>) -> Option<Touch> {
 
 /// Only until the transaction is over.
 fn local(touch: Option<Touch>) -> Option<Touch> {
-    touch.map(|touch| Touch { names: Vec::new(), kind: touch.kind.within(Pins::MOVES_PATH) })
+    touch.map(|touch| {
+        let path = touch.kind.within(Pins::MOVES_PATH);
+        if touch.kind.has(Pins::RESETS) && touch.kind.has(Pins::TOUCHES) {
+            Touch { kind: path.and(Pins::RESETS_LOCALLY), ..touch }
+        } else {
+            Touch { names: Vec::new(), kind: path }
+        }
+    })
 }
 
 const CHARACTERISTICS: [&str; 3] =
@@ -414,6 +421,8 @@ mod tests {
             assert_eq!(read(text), Touch::default(), "{text}");
         }
         assert_eq!(read("SET LOCAL search_path = pg_temp").kind, Pins::MOVES_PATH);
+        let back = read("SET LOCAL work_mem TO DEFAULT");
+        assert_eq!((back.names, back.kind), (vec!["work_mem".to_owned()], Pins::RESETS_LOCALLY));
     }
 
     #[test]

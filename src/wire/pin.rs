@@ -68,6 +68,9 @@ impl Pins {
     /// DISCARD ALL.
     pub const DISCARDS: Pins = Pins(1 << 21);
 
+    /// A parameter goes back to its default until the transaction is over.
+    pub const RESETS_LOCALLY: Pins = Pins(1 << 20);
+
     /// What has to do with parameters.
     pub const PARAMETERS: Pins = Self::TOUCHES.and(Self::TOUCHES_ALL).and(Self::HIDES).and(Self::RESETS);
     /// What the server can be asked about.

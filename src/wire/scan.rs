@@ -26,8 +26,19 @@ pub struct Findings {
 pub struct Touched {
     /// In lower case; `None` stands for all.
     pub name: Option<String>,
-    /// It goes back to its default.
-    pub back: bool,
+    /// Whether it goes back to its default.
+    pub back: Back,
+}
+
+/// Whether a parameter goes back to its default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// It is set to something.
+    No,
+    /// It does.
+    Yes,
+    /// Until the transaction is over.
+    Locally,
 }
 
 /// Reads one statement text, in pieces, for words that leave session state behind.
@@ -176,8 +187,12 @@ impl Scanner {
         let text = text.strip_suffix(b";").unwrap_or(&text);
         let touch = touch(verb, text);
         self.leaves(touch.kind);
-        let back = touch.kind.has(Pins::RESETS);
-        if back && touch.kind.has(Pins::TOUCHES_ALL) && !touch.kind.has(Pins::HIDES) {
+        let back = match touch.kind {
+            kind if kind.has(Pins::RESETS_LOCALLY) => Back::Locally,
+            kind if kind.has(Pins::RESETS) => Back::Yes,
+            _ => Back::No,
+        };
+        if back == Back::Yes && touch.kind.has(Pins::TOUCHES_ALL) && !touch.kind.has(Pins::HIDES) {
             self.found.touches.push(Touched { name: None, back });
         }
         for name in touch.names {

@@ -108,11 +108,11 @@ fn identifier_of(name: &str) -> &str {
     if name == look::AUTHORIZATION { "SESSION AUTHORIZATION" } else { "ROLE" }
 }
 
-/// The SQL that sets a parameter to `value` if it is at its default.
-pub fn set_back(name: &str, value: &str, default: &str) -> String {
+/// The SQL that sets a parameter to `value` if it is at its default; until the transaction is over, if `is_local`.
+pub fn set_back(name: &str, value: &str, default: &str, is_local: bool) -> String {
     let (name, value, default) = (literal(name), literal(value), literal(default));
     format!(
-        "SELECT pg_catalog.set_config({name},{value},false) \
+        "SELECT pg_catalog.set_config({name},{value},{is_local}) \
          WHERE pg_catalog.current_setting({name}) OPERATOR(pg_catalog.=) {default}::pg_catalog.text;"
     )
 }

@@ -109,10 +109,14 @@ impl Session {
     async fn restore_within(&mut self, checkout: &Checkout, words: &Words) -> Result<(), CheckoutError> {
         let conn = checkout.conn();
         let mut sql = String::new();
-        for (name, value) in self.own_on(conn).iter().filter(|(name, _)| words.resets(name)) {
+        for (name, value) in &self.own_on(conn) {
+            let is_local = words.resets_locally(name);
+            if !is_local && !words.resets(name) {
+                continue;
+            }
             // A role is set and reset by the same statements; it is the client's own at the end of the transaction.
             if let Some(default) = conn.defaults.values.get(name) {
-                sql.push_str(&vars::set_back(name, value, default));
+                sql.push_str(&vars::set_back(name, value, default, is_local));
             }
         }
         if sql.is_empty() || words.is_undone() {
@@ -238,7 +242,10 @@ impl Session {
     pub(super) async fn forget_sequences(&mut self, checkout: &Checkout) -> Result<(), CheckoutError> {
         let forgetting = checkout.client().batch_execute("DISCARD SEQUENCES");
         match tokio::time::timeout(Policy::RESET_DEADLINE, forgetting).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                checkout.conn().sequences_of.store(self.holder.session.0, Ordering::Relaxed);
+                Ok(())
+            }
             // In a transaction that has failed nothing can be read either.
             Ok(Err(error)) if error.as_db_error().is_some() => Ok(()),
             Ok(Err(error)) => Err(CheckoutError::Upstream(error)),

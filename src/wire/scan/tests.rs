@@ -175,7 +175,8 @@ fn the_names_that_a_text_may_change_are_found() {
 #[test]
 fn what_is_set_back_is_known_in_order() {
     let touches = |sql: &str| -> Vec<(String, bool)> {
-        let named = |touched: Touched| (touched.name.unwrap_or_else(|| "all".to_owned()), touched.back);
+        let named =
+            |touched: Touched| (touched.name.unwrap_or_else(|| "all".to_owned()), touched.back == Back::Yes);
         found(sql).touches.into_iter().map(named).collect()
     };
     let is = |pairs: &[(&str, bool)]| -> Vec<(String, bool)> {

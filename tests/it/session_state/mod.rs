@@ -150,3 +150,162 @@ async fn what_one_client_did_is_never_anothers_in_whatever_form_it_came() {
     }
     finish(leash, &database).await;
 }
+
+/// What role and database set is asked for at each login: who comes after a change finds it, who came before keeps
+/// what it found, and whoever may not log in any more is refused in the server's words.
+#[tokio::test]
+async fn defaults_are_those_of_the_login() {
+    let server = Server::private();
+    let database = server.database().await;
+    let leash = Leash::on(&database).mode(Mode::Transaction).expecting(&["client_refused"]).start().await;
+    let admin = database.admin().await;
+    let shows = "SELECT current_setting('work_mem') || ' ' || current_setting('DateStyle')";
+    let mut before = Raw::login(&leash.endpoint(), "before").await;
+    assert_eq!(before.one(shows).await, "4MB ISO, MDY");
+    let set = "SET work_mem = '9MB'; ALTER ROLE app SET datestyle = 'German, DMY'";
+    admin.batch_execute(&format!("ALTER DATABASE {} {set}", database.name)).await.unwrap();
+    let mut after = Raw::login(&leash.endpoint(), "after").await;
+    assert!(after.parameters.contains(&("DateStyle".to_owned(), "German, DMY".to_owned())));
+    for _ in 0..3 {
+        assert_eq!(after.one(shows).await, "9MB German, DMY");
+        assert_eq!(before.one(shows).await, "4MB ISO, MDY");
+    }
+    // Each goes back to its own.
+    for (client, own) in [(&mut before, "4MB ISO, MDY"), (&mut after, "9MB German, DMY")] {
+        client.query("SET work_mem = '1MB'; SET datestyle = 'SQL'").await;
+        client.query("RESET ALL").await;
+        assert_eq!(client.one(shows).await, own);
+        client.query("DISCARD ALL").await;
+        assert_eq!(client.one(shows).await, own);
+    }
+    admin.batch_execute("ALTER ROLE app NOLOGIN").await.unwrap();
+    let mut late = Raw::connect(leash.port()).await;
+    late.startup(raw::PROTOCOL_3_0, &[("user", "app"), ("database", &database.name)]).await;
+    let refused = late.fatal().await;
+    assert_eq!(
+        (refused.field('C'), refused.field('M')),
+        ("28000".into(), "role \"app\" is not permitted to log in".into())
+    );
+    admin.batch_execute("ALTER ROLE app LOGIN; ALTER ROLE app RESET ALL").await.unwrap();
+    for client in [before, after] {
+        client.close().await;
+    }
+    admin.close().await;
+    finish(leash, &database).await;
+}
+
+/// A pool of one, and a client that comes while it is held: what could not be asked at its login is asked before its
+/// first statement.
+#[tokio::test]
+async fn defaults_are_asked_for_when_there_is_a_connection_to_ask_on() {
+    let server = Server::private();
+    let database = server.database().await;
+    let leash = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 1).start().await;
+    let admin = database.admin().await;
+    let mut holder = Raw::login(&leash.endpoint(), "holder").await;
+    holder.query("BEGIN").await;
+    admin.batch_execute(&format!("ALTER DATABASE {} SET work_mem = '9MB'", database.name)).await.unwrap();
+    let mut late = Raw::login(&leash.endpoint(), "late").await;
+    holder.query("COMMIT").await;
+    assert_eq!(late.one("SHOW work_mem").await, "9MB");
+    assert_eq!(holder.one("SHOW work_mem").await, "4MB");
+    late.close().await;
+    holder.close().await;
+    admin.close().await;
+    finish(leash, &database).await;
+}
+
+/// A purpose that is gone by the time that the server is asked keeps nothing, and one that is there is shown.
+#[tokio::test]
+async fn the_server_says_what_pins() {
+    let database = Server::shared().database().await;
+    let setup =
+        Leash::on(&database).mode(Mode::Transaction).set("pool.size", 1).set("pool.wait_timeout", "100ms");
+    let leash = setup.expecting(&["checkout_timeout", "client_refused"]).start().await;
+    let mut one = Raw::login(&leash.endpoint(), "reports").await;
+    for free in [
+        "CREATE TEMP TABLE gone (n int) ON COMMIT DROP",
+        "BEGIN; CREATE TEMP TABLE gone (n int); ROLLBACK",
+        "CREATE TEMP TABLE gone (n int); DROP TABLE gone",
+        "LISTEN x; UNLISTEN x",
+        "SELECT pg_advisory_lock(7); SELECT pg_advisory_unlock(7)",
+        "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; CLOSE c; COMMIT",
+        "SELECT 'listen', 'pg_temp'",
+    ] {
+        assert!(!tags(&one.query(free).await).contains('E'), "{free}");
+        leash.pool_when(free, |pool| pool["holders"].as_array().unwrap().is_empty()).await;
+    }
+    one.query("CREATE TEMP TABLE kept AS SELECT 'secret' AS word").await;
+    let pool = leash.pool_when("it is pinned", |pool| pool["holders"][0]["pinned"] == "temp_table").await;
+    let holder = &pool["holders"][0];
+    assert!(holder["pinned_seconds"].as_f64().is_some_and(|age| age < 60.0), "{holder}");
+    let by = holder["pinned_by"].as_str().unwrap().to_lowercase();
+    assert!(by.contains("create temp table kept") && !by.contains("secret"), "{by}");
+    assert_eq!(leash.metrics().await.sum("pins", &[("reason", "temp_table")]), 1.0);
+    let mut two = Raw::login(&leash.endpoint(), "two").await;
+    two.send(&raw::query("SELECT 1")).await;
+    let told = two.fatal().await.field('M');
+    assert!(told.contains("1 pinned by temp_table (app reports)"), "{told}");
+    one.query("DROP TABLE kept").await;
+    leash.pool_when("it is free", |pool| pool["holders"].as_array().unwrap().is_empty()).await;
+    one.close().await;
+    finish(leash, &database).await;
+}
+
+/// Notifications that come while pgleash asks the server something are the client's.
+#[tokio::test]
+async fn a_listener_misses_nothing_by_setting_something() {
+    let database = Server::shared().database().await;
+    let leash = Leash::on(&database).mode(Mode::Transaction).start().await;
+    let admin = database.admin().await;
+    let mut listener = Raw::login(&leash.endpoint(), "listener").await;
+    listener.query("LISTEN jobs").await;
+    let mut heard = 0;
+    for n in 0..50 {
+        admin.batch_execute(&format!("NOTIFY jobs, '{n}'")).await.unwrap();
+        let answer = listener.query(&format!("SET work_mem = '{}MB'", 1 + n % 7)).await;
+        heard += answer.iter().filter(|frame| frame.tag == 'A').count();
+    }
+    while heard < 50 {
+        let answer = listener.query("SELECT 1").await;
+        heard += answer.iter().filter(|frame| frame.tag == 'A').count();
+    }
+    assert_eq!(heard, 50);
+    listener.close().await;
+    admin.close().await;
+    finish(leash, &database).await;
+}
+
+/// Of the error in an answer.
+fn code(answer: &[raw::Frame]) -> String {
+    answer.iter().find(|frame| frame.tag == 'E').map(|error| error.field('C')).unwrap_or_default()
+}
+
+/// Sequences and the generator behind `random()` are a session's own, too.
+#[tokio::test]
+async fn sequences_and_seeds_are_no_neighbours() {
+    let database = Server::shared().database().await;
+    let leash = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 1).start().await;
+    let mut one = Raw::login(&leash.endpoint(), "one").await;
+    let mut two = Raw::login(&leash.endpoint(), "two").await;
+    one.query("CREATE SEQUENCE s").await;
+    assert_eq!(one.one("SELECT nextval('s')").await, "1");
+    assert_eq!(one.one("SELECT currval('s')").await, "1", "nobody else has had the connection since");
+    for asks in ["SELECT lastval()", "SELECT CURRVAL('s')"] {
+        assert_eq!(code(&two.query(asks).await), "55000", "{asks}");
+        one.query("SELECT nextval('s')").await;
+        two.query("BEGIN").await;
+        assert_eq!(code(&two.query(asks).await), "55000", "{asks}, in a transaction");
+        two.query("ROLLBACK").await;
+        one.query("SELECT nextval('s')").await;
+    }
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        one.query("SELECT setseed(0.25)").await;
+        seen.push(two.one("SELECT random()").await);
+    }
+    assert_ne!(seen[0], seen[1]);
+    one.close().await;
+    two.close().await;
+    finish(leash, &database).await;
+}

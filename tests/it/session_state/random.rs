@@ -129,7 +129,7 @@ impl Scene {
         }
         let told = ["client_refused", "leak_detected", "checkout_timeout", "upstream_failed"];
         let setup = Leash::on(&through).mode(Mode::Transaction).set("pool.size", size);
-        let leash = setup.set("pool.wait_timeout", "20ms").expecting(&told).start().await;
+        let leash = setup.set("pool.wait_timeout", "60ms").expecting(&told).start().await;
         let sidecar = leash.endpoint().user("postgres");
         Scene { direct, through, leash, sidecar }
     }
