@@ -1,11 +1,11 @@
 //! One client's life: wait for a statement, borrow a connection, relay, give it back. Floor 4.
 
+mod borrow;
 mod cancelled;
 mod settle;
 mod stand;
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -21,7 +21,6 @@ use crate::ids::{Holder, Moment, SessionId};
 use crate::janitor::Plan;
 use crate::policy::PoolMode;
 use crate::pool::{CheckoutError, WatchedPool};
-use crate::queue::settle;
 use crate::switch::{Io, Wire};
 use crate::turn::Turn;
 use crate::wire::frame::Direction;
@@ -39,8 +38,9 @@ use super::ending::{End, Ended, News, Orders};
 use super::farewell::{Asked, draining, lost, reclaimed, refusal};
 use super::pipe::Pipe;
 use super::reader::{Reader, Said};
-use super::relay::{Relay, Returns, Told, reads_sequences, wanted_up};
+use super::relay::{Relay, Returns, Told, wanted_up};
 use super::words::Words;
+use borrow::Borrowed;
 pub(super) use settle::{prepare_for, set_parameters};
 pub(super) use stand::{Found, Stand};
 
@@ -155,21 +155,6 @@ impl Session {
         }
     }
 
-    /// Whether nothing has to be done on a connection before this client may have it.
-    fn is_ready(&self, checkout: &Checkout) -> bool {
-        let conn = checkout.conn();
-        !self.unasked
-            && !self.wants_sequences(conn)
-            && (conn.has_applied(&self.vars) && Arc::ptr_eq(&self.defaults, &conn.defaults)
-                || conn.change_to(&self.wanted_on(conn)).is_none())
-    }
-
-    /// Whether it may read values of sequences that are another session's there.
-    fn wants_sequences(&self, conn: &ServerConn) -> bool {
-        (self.reads_sequences || reads_sequences(self.up.unseen()))
-            && conn.has_sequences_of_others(self.holder.session.0)
-    }
-
     /// Waits for a statement's beginning while no server connection is held.
     async fn idle(&mut self) -> Idle {
         let mode = self.hub.mode;
@@ -189,60 +174,6 @@ impl Session {
             }
         })
         .await
-    }
-
-    /// A connection with this client's parameters set on it, which may be `at_once` at hand.
-    async fn borrow_connection(&mut self, at_once: Option<Checkout>) -> Result<Borrowed, CheckoutError> {
-        self.shared.stand.waits();
-        let mut at_once = at_once;
-        let checkout = loop {
-            let checkout = match self.wait_for(at_once.take()).await? {
-                Ok(checkout) => checkout,
-                Err(left) => return Ok(left),
-            };
-            // One of before is not for a client that came after the defaults have changed.
-            if !self.unasked || self.ask_admission(&checkout).await? {
-                break checkout;
-            }
-            checkout.recycle(None, Plan::Close, Resolution::Returned, None);
-        };
-        if let Err(error) = self.equip(&checkout).await {
-            // A value that the server refused is the client's fault, not the connection's.
-            let refused = matches!(&error, CheckoutError::Upstream(error) if error.as_db_error().is_some());
-            let wire = if refused && settle(checkout.client()).await { checkout.lend().ok() } else { None };
-            let plan = if wire.is_some() { Plan::Reset } else { Plan::Close };
-            checkout.recycle(wire, plan, Resolution::Returned, None);
-            return Err(error);
-        }
-        Ok(Borrowed::Lent(checkout))
-    }
-
-    /// The connection that is at hand, or the one that comes free; or what became of the client meanwhile.
-    async fn wait_for(
-        &mut self,
-        at_once: Option<Checkout>,
-    ) -> Result<Result<Checkout, Borrowed>, CheckoutError> {
-        let checkout = match at_once {
-            Some(checkout) => checkout,
-            None => {
-                let waiting = pin!(self.pool.checkout(&self.holder, &self.shared.tether, &self.vars));
-                tokio::select! {
-                    biased;
-                    checkout = waiting => checkout?,
-                    left = gone(&mut self.client, &mut self.up, &self.shared) => return Ok(Err(left)),
-                }
-            }
-        };
-        Ok(Ok(checkout))
-    }
-
-    /// Makes a connection what this client expects.
-    async fn equip(&mut self, checkout: &Checkout) -> Result<(), CheckoutError> {
-        let conn = checkout.conn();
-        if self.wants_sequences(conn) {
-            self.forget_sequences(checkout).await?;
-        }
-        set_parameters(conn, checkout.client(), &self.wanted_on(conn)).await
     }
 
     /// Lends the connection's wire for as long as the client needs it; whether the session goes on.
@@ -493,37 +424,6 @@ fn poll_word(
             Ok(_) => {}
         }
     }
-}
-
-/// What became of the wait for a connection.
-enum Borrowed {
-    Lent(Checkout),
-    /// The client does not want to wait any longer.
-    Cancelled,
-    Gone,
-}
-
-/// Resolves when the client hangs up or cancels, or the session is told to leave, while it waits in the queue.
-async fn gone(client: &mut Io, up: &mut Pipe, shared: &Shared) -> Borrowed {
-    poll_fn(|cx| {
-        shared.tether.waker.register(cx.waker());
-        loop {
-            if shared.orders.is_cut() {
-                return Poll::Ready(Borrowed::Gone);
-            }
-            if shared.stand.is_cancelled() {
-                return Poll::Ready(Borrowed::Cancelled);
-            }
-            if !up.has_room() {
-                return Poll::Pending;
-            }
-            match std::task::ready!(up.poll_fill(cx, client)) {
-                Ok(0) | Err(_) => return Poll::Ready(Borrowed::Gone),
-                Ok(_) => {}
-            }
-        }
-    })
-    .await
 }
 
 /// How to clean a connection that was left like this.
