@@ -29,6 +29,8 @@ pub struct ServerConn {
     pub parameters: BTreeMap<String, String>,
     /// What the server's role and database set when it was opened.
     pub defaults: Arc<Defaults>,
+    /// Smaller than the pool's if these have changed since.
+    pub generation: u64,
     /// The only session that has had it since its values of sequences were discarded last; [`ServerConn::NOBODY`] if
     /// nobody has had it since, [`ServerConn::SEVERAL`] if it was not only one.
     pub sequences_of: AtomicU32,
@@ -81,7 +83,7 @@ impl ServerConn {
         id: ConnId,
         dialled: &Dialled,
         target: Arc<Target>,
-        defaults: Arc<Defaults>,
+        (defaults, generation): (Arc<Defaults>, u64),
         (expires, opened): (Moment, Moment),
     ) -> Self {
         Self {
@@ -89,6 +91,7 @@ impl ServerConn {
             backend_pid: dialled.login.backend_pid,
             parameters: dialled.login.parameters.clone(),
             defaults,
+            generation,
             sequences_of: AtomicU32::new(Self::NOBODY),
             seeded: AtomicBool::new(false),
             loaded: AtomicBool::new(false),

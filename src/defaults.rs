@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Known {
     /// Those that a connection has to have to be kept; `None` until the next one is opened.
     pub(crate) defaults: ArcSwapOption<Defaults>,
+    /// Goes up when they change: a connection of before has a smaller one.
+    generation: AtomicU64,
     admission: ArcSwap<Admission>,
     asked: AtomicU64,
     /// Somebody wants to know now.
@@ -38,9 +40,15 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// Whether these are what new connections find.
-    pub(crate) fn are(&self, defaults: &Arc<Defaults>) -> bool {
-        self.defaults.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, defaults))
+    /// Whether a connection of this generation has what new ones find.
+    pub(crate) fn is_current(&self, generation: u64) -> bool {
+        self.generation.load(Ordering::Acquire) == generation
+    }
+
+    /// New connections find something else from now on, which is known if it was found.
+    fn change(&self, found: Option<Arc<Defaults>>) {
+        self.defaults.store(found);
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 }
 
@@ -48,7 +56,10 @@ impl Known {
 ///
 /// # Errors
 /// The connection is lost. What the server will not say is taken for unknown.
-pub(crate) async fn found(client: &Client, inner: &Inner) -> Result<Arc<Defaults>, tokio_postgres::Error> {
+pub(crate) async fn found(
+    client: &Client,
+    inner: &Inner,
+) -> Result<(Arc<Defaults>, u64), tokio_postgres::Error> {
     let key = match rows(client, &look::defaults_question(&inner.key.user)).await {
         Ok(rows) => rows.first().map(|row| look::defaults_row(|at| row.try_get(at).ok().flatten()).0),
         Err(error) if error.as_db_error().is_some() => {
@@ -67,12 +78,18 @@ pub(crate) async fn found(client: &Client, inner: &Inner) -> Result<Arc<Defaults
                 defaults.row(|at| row.try_get(at).ok().flatten());
             }
             let defaults = Arc::new(defaults);
-            inner.known.defaults.store(Some(Arc::clone(&defaults)));
+            if inner.known.defaults.load().is_some() {
+                // They have changed, and nobody has been told so far.
+                inner.known.change(Some(Arc::clone(&defaults)));
+            } else {
+                inner.known.defaults.store(Some(Arc::clone(&defaults)));
+            }
             defaults
         }
     };
+    let generation = inner.known.generation.load(Ordering::Acquire);
     client.batch_execute("SET application_name = 'pgleash'").await?;
-    Ok(defaults)
+    Ok((defaults, generation))
 }
 
 async fn rows(client: &Client, sql: &str) -> Result<Vec<SimpleQueryRow>, tokio_postgres::Error> {
@@ -97,10 +114,14 @@ impl WatchedPool {
     /// it could not be asked.
     ///
     /// Cancel safe.
-    pub async fn admission(&self, holder: &Holder) -> Option<Admission> {
+    pub async fn admission(&self, holder: &Arc<Holder>) -> Option<Admission> {
         let known = &self.inner().known;
         let before = known.answers.load(Ordering::Acquire);
-        let asking = known.turn.take(async || self.ask_defaults(holder).await);
+        let asking = known.turn.take(async || {
+            // To its end, whoever stops waiting for it: a question that is dropped costs its connection.
+            let (pool, holder) = (self.clone(), Arc::clone(holder));
+            drop(tokio::spawn(borrower(async move { pool.ask_defaults(&holder).await })).await);
+        });
         let _ = tokio::time::timeout(PATIENCE, asking).await;
         let answered = known.answers.load(Ordering::Acquire) > before;
         answered.then(|| (**known.admission.load()).clone())
@@ -127,7 +148,7 @@ impl WatchedPool {
 
     /// Whether this connection has the defaults that a new one would find.
     pub fn is_current(&self, conn: &ServerConn) -> bool {
-        self.inner().known.are(&conn.defaults)
+        self.inner().known.is_current(conn.generation)
     }
 
     /// Asks now, in a task of its own, whether the defaults have changed. On the data path's runtime.
@@ -141,7 +162,7 @@ impl WatchedPool {
             let itself = "pgleash".to_owned();
             let holder =
                 Holder { session: SessionId(0), app: itself.clone(), user, database, client: itself };
-            pool.admission(&holder).await;
+            pool.admission(&Arc::new(holder)).await;
         }));
     }
 
@@ -183,7 +204,7 @@ impl WatchedPool {
         known.answers.fetch_add(1, Ordering::AcqRel);
         if known.defaults.load().as_ref().is_some_and(|defaults| defaults.key != key) {
             // Whoever opens the next connection finds what they are now.
-            known.defaults.store(None);
+            known.change(None);
         }
     }
 }

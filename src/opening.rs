@@ -47,11 +47,11 @@ async fn open(inner: Weak<Inner>) -> Result<(tokio_postgres::Client, JoinHandle<
     let guard = LifeGuard { inner: inner.clone(), life: Arc::clone(&life) };
     let dialled = target.dial_aside(guard).await?;
     if let Some(inner) = inner.upgrade() {
-        let defaults = defaults::found(&dialled.client, &inner).await?;
+        let found = defaults::found(&dialled.client, &inner).await?;
         let now = clock::now();
         let id = ConnId(NEXT_CONN.fetch_add(1, Ordering::Relaxed));
         let expires = now + jittered(inner.policy.load().max_lifetime);
-        let conn = Arc::new(ServerConn::new(id, &dialled, target, defaults, (expires, now)));
+        let conn = Arc::new(ServerConn::new(id, &dialled, target, found, (expires, now)));
         inner.welcomed_with(&conn.parameters);
         let mut life = life.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*life, Life::Dialling) {

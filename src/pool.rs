@@ -309,7 +309,9 @@ impl WatchedPool {
     pub(crate) fn keeps(&self, conn: &ServerConn, now: Moment) -> Result<(), CloseReason> {
         if conn.expires <= now {
             Err(CloseReason::MaxLifetime)
-        } else if !Arc::ptr_eq(&conn.target, &self.0.target.load()) || !self.0.known.are(&conn.defaults) {
+        } else if !Arc::ptr_eq(&conn.target, &self.0.target.load())
+            || !self.0.known.is_current(conn.generation)
+        {
             Err(CloseReason::Replaced)
         } else if self.0.valve.flow() == Flow::Paused {
             Err(CloseReason::Paused)

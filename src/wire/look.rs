@@ -135,6 +135,8 @@ pub struct Defaults {
     pub values: Vars,
     /// Those of them that the role or the database sets.
     pub by_role: BTreeSet<String>,
+    /// Whether `search_path` has the temporary schema in it.
+    pub makes_temporary: bool,
 }
 
 /// Whether a role may log in.
@@ -195,6 +197,7 @@ impl Defaults {
         if column(2) == Some("t") {
             self.by_role.insert(name.clone());
         }
+        self.makes_temporary |= name == "search_path" && value.contains("pg_temp");
         self.values.insert(name, value);
     }
 

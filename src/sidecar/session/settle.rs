@@ -46,8 +46,10 @@ impl Session {
 
     /// Whether `search_path` has the temporary schema in it.
     pub(super) fn makes_temporary(&self, conn: &ServerConn) -> bool {
-        let path = self.vars.get("search_path").or_else(|| conn.defaults.values.get("search_path"));
-        path.is_some_and(|path| path.contains("pg_temp"))
+        match self.vars.get("search_path") {
+            Some(path) => path.contains("pg_temp"),
+            None => conn.defaults.makes_temporary,
+        }
     }
 
     /// What the client is told before its next answer: parameters that are not as it was told.
