@@ -150,6 +150,20 @@ async fn what_is_not_the_same_elsewhere_pins() {
     scene.end().await;
 }
 
+/// The client waits behind a RESET until it has its own again, but not with the data of a COPY in the same text.
+#[tokio::test]
+async fn a_copy_behind_a_reset_goes_on() {
+    let mut scene = Scene::new().await;
+    scene.one.query("CREATE TABLE copied (n int)").await;
+    scene.one.send(&raw::query("RESET work_mem; COPY copied FROM STDIN")).await;
+    scene.one.expect('C').await;
+    scene.one.expect('G').await;
+    scene.one.send(&[raw::copy_data("7\n"), raw::copy_done()].concat()).await;
+    assert_eq!(tags(&scene.one.until_ready().await), "CZ");
+    assert_eq!(scene.two.one("SELECT n FROM copied").await, "7");
+    scene.end().await;
+}
+
 /// The FunctionCall message names a function by its oid, and nothing else.
 #[tokio::test]
 async fn a_setting_by_function_call_is_no_neighbours() {

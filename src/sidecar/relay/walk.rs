@@ -38,7 +38,9 @@ impl Relay<'_> {
         }
         let Self { up, wire, words, names, vars, sending, reader, said, tether, .. } = self;
         let Wire { pulse, prepared, .. } = &mut **wire;
-        while !pulse.is_full() && !prepared.is_full() && !pulse.holds() && !words.holds() {
+        // A COPY behind a RESET, in the same text, waits for the client.
+        let waits = |pulse: &Pulse, words: &Words| words.holds() && pulse.beat() != Beat::AwaitsClient;
+        while !pulse.is_full() && !prepared.is_full() && !pulse.holds() && !waits(pulse, words) {
             let place = up.place();
             let taken = match up.next(|tag| wanted_up(words.mode(), tag)).map_err(End::Violation)? {
                 Cut::More => break,
