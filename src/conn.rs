@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
@@ -52,8 +52,8 @@ pub struct ServerConn {
     pub fitted: AtomicU64,
     security: Option<Security>,
     cancel_key: Vec<u8>,
-    /// The parameters that were set on it; `None` if that is not known.
-    applied: Mutex<Option<Arc<Vars>>>,
+    /// The parameters that are set on it, over its defaults.
+    applied: Mutex<Arc<Vars>>,
     cancels: AtomicU32,
     tainted: AtomicBool,
     close_reason: AtomicU8,
@@ -103,7 +103,7 @@ impl ServerConn {
             fitted: AtomicU64::new(opened.as_nanos()),
             security: dialled.security.clone(),
             cancel_key: dialled.login.cancel_key.clone(),
-            applied: Mutex::new(Some(Arc::new(Vars::from([("application_name".into(), "pgleash".into())])))),
+            applied: Mutex::new(Arc::new(Vars::from([("application_name".into(), "pgleash".into())]))),
             cancels: AtomicU32::new(0),
             tainted: AtomicBool::new(false),
             close_reason: AtomicU8::new(UNSAID),
@@ -113,47 +113,36 @@ impl ServerConn {
 
     /// The SQL that sets these parameters on it; `None` if they are set.
     pub fn change_to(&self, vars: &Arc<Vars>) -> Option<String> {
-        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*applied {
-            Some(applied) if Arc::ptr_eq(applied, vars) => None,
-            Some(applied) => vars::change(applied, vars),
-            None => {
-                let change = vars::change(&Vars::new(), vars).unwrap_or_default();
-                // RESET ALL leaves these two alone.
-                Some(format!("SET SESSION AUTHORIZATION DEFAULT;RESET ROLE;RESET ALL;{change}"))
-            }
-        }
+        let applied = self.locked_applied();
+        if Arc::ptr_eq(&applied, vars) { None } else { vars::change(&applied, vars) }
     }
 
-    /// Another encoding than ours may be set on it, which is to be reset now: from here on it is ours.
+    /// Another encoding than ours is set on it, which is to be reset now: from here on it is ours.
     pub fn takes_our_encoding(&self) -> bool {
-        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = applied.as_mut() else { return true };
-        known.contains_key(vars::ENCODING) && Arc::make_mut(known).remove(vars::ENCODING).is_some()
+        let mut applied = self.locked_applied();
+        applied.contains_key(vars::ENCODING) && Arc::make_mut(&mut applied).remove(vars::ENCODING).is_some()
     }
 
     /// These parameters are set on it now.
     pub fn set_applied(&self, vars: &Arc<Vars>) {
-        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        if applied.as_ref().is_none_or(|applied| !Arc::ptr_eq(applied, vars)) {
-            *applied = Some(Arc::clone(vars));
+        let mut applied = self.locked_applied();
+        if !Arc::ptr_eq(&applied, vars) {
+            *applied = Arc::clone(vars);
         }
     }
 
-    /// What is set on it; `None` if that is not known.
-    pub fn applied(&self) -> Option<Arc<Vars>> {
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What is set on it.
+    pub fn applied(&self) -> Arc<Vars> {
+        Arc::clone(&self.locked_applied())
     }
 
     /// Whether these very parameters are set on it.
     pub fn has_applied(&self, vars: &Arc<Vars>) -> bool {
-        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, vars))
+        Arc::ptr_eq(&self.locked_applied(), vars)
     }
 
-    /// Its client has reset parameters, so it is not known what is set on it.
-    pub fn forget_applied(&self) {
-        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    fn locked_applied(&self) -> MutexGuard<'_, Arc<Vars>> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says why it is about to be closed. The first word counts; without one it was lost.

@@ -3,8 +3,8 @@
 //! Both may change while the pool is there. A small question tells, before a login and once in a while; connections
 //! from before a change are closed as they come home.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -14,8 +14,7 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use crate::clock;
 use crate::conn::ServerConn;
 use crate::ids::{Holder, Moment, SessionId};
-use crate::policy::Policy;
-use crate::pool::{CheckoutError, Inner, WatchedPool, borrower};
+use crate::pool::{CheckoutError, Inner, WatchedPool, answered, borrower};
 use crate::turn::Turn;
 use crate::wire::look::{self, Admission, Defaults};
 
@@ -37,6 +36,8 @@ pub(crate) struct Known {
     due: AtomicBool,
     answers: AtomicU64,
     turn: Turn,
+    /// Held while defaults and generation change together.
+    changing: Mutex<()>,
 }
 
 impl Known {
@@ -45,10 +46,43 @@ impl Known {
         self.generation.load(Ordering::Acquire) == generation
     }
 
-    /// New connections find something else from now on, which is known if it was found.
-    fn change(&self, found: Option<Arc<Defaults>>) {
-        self.defaults.store(found);
-        self.generation.fetch_add(1, Ordering::AcqRel);
+    /// Those with this key and their generation, if they are what new connections find.
+    fn with_key(&self, key: &str) -> Option<(Arc<Defaults>, u64)> {
+        let _still = self.still();
+        self.same(key)
+    }
+
+    fn same(&self, key: &str) -> Option<(Arc<Defaults>, u64)> {
+        let same = self.defaults.load_full().filter(|known| known.key == key)?;
+        Some((same, self.generation.load(Ordering::Acquire)))
+    }
+
+    /// A new connection has found these: the pool's, from here on. Those that another one has found meanwhile stay.
+    fn adopt(&self, found: Defaults) -> (Arc<Defaults>, u64) {
+        let _still = self.still();
+        if let Some(same) = self.same(&found.key) {
+            return same;
+        }
+        let found = Arc::new(found);
+        // Where others were known, they have changed, and nobody has been told so far.
+        if self.defaults.swap(Some(Arc::clone(&found))).is_some() {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        (found, self.generation.load(Ordering::Acquire))
+    }
+
+    /// The server says that new connections find what has this key. If that is not what is known, whoever opens the
+    /// next one finds what it is.
+    fn expect(&self, key: &str) {
+        let _still = self.still();
+        if self.defaults.load().as_ref().is_some_and(|known| known.key != key) {
+            self.defaults.store(None);
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn still(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -61,7 +95,7 @@ pub(crate) async fn found(
     inner: &Inner,
 ) -> Result<(Arc<Defaults>, u64), tokio_postgres::Error> {
     let key = match rows(client, &look::defaults_question(&inner.key.user)).await {
-        Ok(rows) => rows.first().map(|row| look::defaults_row(|at| row.try_get(at).ok().flatten()).0),
+        Ok(rows) => rows.first().map(|row| look::defaults_row(columns(row)).0),
         Err(error) if error.as_db_error().is_some() => {
             client.batch_execute("ROLLBACK").await?;
             None
@@ -69,39 +103,32 @@ pub(crate) async fn found(
         Err(error) => return Err(error),
     };
     let key = key.unwrap_or_default();
-    let known = inner.known.defaults.load_full().filter(|known| known.key == key);
-    let defaults = match known {
+    let found = match inner.known.with_key(&key) {
         Some(known) => known,
         None => {
             let mut defaults = Defaults { key, ..Defaults::default() };
             for row in rows(client, look::VALUES_QUESTION).await? {
-                defaults.row(|at| row.try_get(at).ok().flatten());
+                defaults.row(columns(&row));
             }
-            let defaults = Arc::new(defaults);
-            if inner.known.defaults.load().is_some() {
-                // They have changed, and nobody has been told so far.
-                inner.known.change(Some(Arc::clone(&defaults)));
-            } else {
-                inner.known.defaults.store(Some(Arc::clone(&defaults)));
-            }
-            defaults
+            inner.known.adopt(defaults)
         }
     };
-    let generation = inner.known.generation.load(Ordering::Acquire);
     client.batch_execute("SET application_name = 'pgleash'").await?;
-    Ok((defaults, generation))
+    Ok(found)
 }
 
-async fn rows(client: &Client, sql: &str) -> Result<Vec<SimpleQueryRow>, tokio_postgres::Error> {
-    Ok(only_rows(client.simple_query(sql).await?))
-}
-
-fn only_rows(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
+/// The rows of all results of a text.
+pub(crate) async fn rows(client: &Client, sql: &str) -> Result<Vec<SimpleQueryRow>, tokio_postgres::Error> {
     let row = |message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     };
-    messages.into_iter().filter_map(row).collect()
+    Ok(client.simple_query(sql).await?.into_iter().filter_map(row).collect())
+}
+
+/// A row's columns as text.
+pub(crate) fn columns<'a>(row: &'a SimpleQueryRow) -> impl Fn(usize) -> Option<&'a str> {
+    move |at| row.try_get(at).ok().flatten()
 }
 
 impl WatchedPool {
@@ -137,11 +164,7 @@ impl WatchedPool {
         client: &ClientWrapper,
     ) -> Result<Admission, CheckoutError> {
         let question = look::defaults_question(&self.key().user);
-        match tokio::time::timeout(Policy::RESET_DEADLINE, rows(client, &question)).await {
-            Ok(Ok(rows)) => self.hear(&rows),
-            Ok(Err(error)) => return Err(CheckoutError::Upstream(error)),
-            Err(_) => return Err(CheckoutError::Stalled),
-        }
+        self.hear(&answered(rows(client, &question)).await?);
         self.welcome_again(conn);
         Ok((**self.inner().known.admission.load()).clone())
     }
@@ -181,16 +204,18 @@ impl WatchedPool {
     }
 
     async fn ask_defaults(&self, holder: &Holder) {
-        if self.held() >= self.inner().policy.load().size {
+        let inner = self.inner();
+        if self.held() >= inner.policy.load().size || inner.target.load().outage.outlook().is_some() {
             return;
         }
-        let Ok(errand) = self.errand(holder).await else { return };
+        // The wait has an end; the question, once it is on its way, goes on to its own.
+        let Ok(Ok(errand)) = tokio::time::timeout(PATIENCE, self.errand(holder)).await else { return };
         if self.ask_on(errand.conn(), errand.client()).await.is_err() {
             return;
         }
         let changed = !self.is_current(errand.conn());
         errand.come_home().await;
-        if changed && let Ok(errand) = self.errand(holder).await {
+        if changed && let Ok(Ok(errand)) = tokio::time::timeout(PATIENCE, self.errand(holder)).await {
             errand.come_home().await;
         }
     }
@@ -199,12 +224,9 @@ impl WatchedPool {
         let known = &self.inner().known;
         known.asked.store(clock::now().as_nanos(), Ordering::Relaxed);
         let Some(row) = rows.first() else { return };
-        let (key, admission) = look::defaults_row(|at| row.try_get(at).ok().flatten());
+        let (key, admission) = look::defaults_row(columns(row));
         known.admission.store(Arc::new(admission));
         known.answers.fetch_add(1, Ordering::AcqRel);
-        if known.defaults.load().as_ref().is_some_and(|defaults| defaults.key != key) {
-            // Whoever opens the next connection finds what they are now.
-            known.change(None);
-        }
+        known.expect(&key);
     }
 }

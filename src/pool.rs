@@ -136,6 +136,26 @@ impl fmt::Display for CheckoutError {
 
 impl std::error::Error for CheckoutError {}
 
+impl CheckoutError {
+    /// Whether the server has answered, with an error.
+    pub fn is_from_server(&self) -> bool {
+        matches!(self, CheckoutError::Upstream(error) if error.as_db_error().is_some())
+    }
+}
+
+/// What the server answers, within the time that it has for pgleash's own questions.
+///
+/// # Errors
+/// The server's, or it does not answer.
+pub(crate) async fn answered<T>(
+    asking: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, CheckoutError> {
+    match tokio::time::timeout(Policy::RESET_DEADLINE, asking).await {
+        Ok(answer) => answer.map_err(CheckoutError::Upstream),
+        Err(_) => Err(CheckoutError::Stalled),
+    }
+}
+
 static NEXT_CHECKOUT: AtomicU64 = AtomicU64::new(1);
 
 impl WatchedPool {
@@ -257,7 +277,8 @@ impl WatchedPool {
     /// The server may have been reloaded since: what it reports now, but for what is set by a client, is what clients
     /// are greeted with.
     pub(crate) fn welcome_again(&self, conn: &ServerConn) {
-        let (Some(current), Some(applied)) = (conn.switch.current(), conn.applied()) else { return };
+        let Some(current) = conn.switch.current() else { return };
+        let applied = conn.applied();
         let mut welcome = self.welcome().map(|welcome| (*welcome).clone()).unwrap_or_default();
         let is_set = |name: &str| applied.contains_key(&name.to_ascii_lowercase());
         for (name, value) in current.iter().filter(|(name, _)| !is_set(name)) {

@@ -263,7 +263,13 @@ impl Wire {
 
 /// Keeps parameters true to a ParameterStatus.
 pub fn note_parameter(current: &mut Arc<Vars>, body: &[u8]) {
-    let Some((name, value)) = read_parameter_status(body) else { return };
+    if let Some((name, value)) = read_parameter_status(body) {
+        set_parameter(current, name, value);
+    }
+}
+
+/// Sets one of them; what is shared is copied only if it is another value.
+pub fn set_parameter(current: &mut Arc<Vars>, name: &str, value: &str) {
     if current.get(name).map(String::as_str) != Some(value) {
         Arc::make_mut(current).insert(name.to_owned(), value.to_owned());
     }
@@ -383,9 +389,21 @@ impl Switch {
     /// # Errors
     /// When it is not at home or not quiet; nothing has changed then.
     pub fn lend(&self) -> Result<Box<Wire>, NotLent> {
+        self.lend_if(Wire::is_quiet)
+    }
+
+    /// As [`Switch::lend`], also within a transaction, if nothing is in flight.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lend_again(&self) -> Result<Box<Wire>, NotLent> {
+        self.lend_if(Wire::may_query)
+    }
+
+    fn lend_if(&self, may: impl Fn(&Wire) -> bool) -> Result<Box<Wire>, NotLent> {
         let mut shared = self.lock();
         match std::mem::replace(&mut shared.place, Place::Gone) {
-            Place::Home(wire) if wire.is_quiet() => {
+            Place::Home(wire) if may(&wire) => {
                 shared.place = Place::Lent;
                 Ok(wire)
             }
@@ -394,24 +412,6 @@ impl Switch {
                     if matches!(other, Place::Home(_)) { NotLent::NotQuiet } else { NotLent::NotHome };
                 shared.place = other;
                 Err(error)
-            }
-        }
-    }
-
-    /// As [`Switch::lend`], also within a transaction, if nothing is in flight.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn lend_again(&self) -> Result<Box<Wire>, NotLent> {
-        let mut shared = self.lock();
-        match std::mem::replace(&mut shared.place, Place::Gone) {
-            Place::Home(wire) if wire.may_query() => {
-                shared.place = Place::Lent;
-                Ok(wire)
-            }
-            other => {
-                shared.place = other;
-                Err(NotLent::NotQuiet)
             }
         }
     }

@@ -99,11 +99,6 @@ pub(super) enum Turned {
         name: String,
         error: CheckoutError,
     },
-    /// The role may not log in, in the server's words.
-    Refused {
-        state: SqlState,
-        message: String,
-    },
     Checkout(CheckoutError),
 }
 
@@ -248,8 +243,8 @@ async fn log_in(
         Some(pool) => {
             let admission = if hub.valve.flow() == Flow::Open { pool.admission(&holder).await } else { None };
             unasked = admission.is_none();
-            if let Some((state, message)) = admission.and_then(|admission| hub.refusal(admission, &key)) {
-                return Err(Turned::Refused { state, message });
+            if let Some(admission) = admission {
+                hub.admits(admission, &key).map_err(Turned::Checkout)?;
             }
             pool
         }
@@ -327,10 +322,10 @@ async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
         Turned::TooManyCancels => (Refusal::TooManyClients, None),
         Turned::Draining => (Refusal::Draining, Some(draining())),
         Turned::Parameters { error, .. } => (Refusal::Login, Some(refusal(error))),
-        Turned::Refused { state, message } => (Refusal::Login, Some(reply::fatal(*state, message, None))),
         Turned::Checkout(error) => {
             let reason = match error {
                 CheckoutError::Upstream(error) if !is_unreachable(error) => Refusal::Login,
+                CheckoutError::Refused(..) => Refusal::Login,
                 CheckoutError::Closed => Refusal::Draining,
                 _ => Refusal::Upstream,
             };
@@ -377,7 +372,6 @@ impl fmt::Display for Turned {
                 };
                 write!(f, "the server refuses a parameter of the login: {name:?} ({code})")
             }
-            Turned::Refused { message, .. } => f.write_str(message),
             Turned::Checkout(CheckoutError::Upstream(error)) => f.write_str(&describe(error)),
             Turned::Checkout(error) => error.fmt(f),
         }

@@ -16,7 +16,7 @@ use crate::event::{Event, InForce, Sink};
 use crate::ids::{PoolKey, SessionId};
 use crate::keeper::Watch;
 use crate::policy::{Action, LivePolicy, PoolMode};
-use crate::pool::{WatchedPool, WeakPool};
+use crate::pool::{CheckoutError, WatchedPool, WeakPool};
 use crate::snapshot::{FlowState, Snapshot};
 use crate::turn::Turn;
 use crate::valve::{Flow, Valve};
@@ -100,13 +100,16 @@ impl Hub {
         }
     }
 
-    /// In the server's words, why a role may not log in; `None` if it may.
-    pub fn refusal(&self, admission: Admission, key: &PoolKey) -> Option<(SqlState, String)> {
+    /// Whether a role may log in.
+    ///
+    /// # Errors
+    /// It may not: why, in the server's words.
+    pub fn admits(&self, admission: Admission, key: &PoolKey) -> Result<(), CheckoutError> {
         let PoolKey { user, database, .. } = key;
-        Some(match admission {
-            Admission::Open => return None,
+        let (state, message) = match admission {
+            Admission::Open => return Ok(()),
             // Without a password nothing has expired.
-            Admission::Expired if !self.credentials.demands_password() => return None,
+            Admission::Expired if !self.credentials.demands_password() => return Ok(()),
             Admission::Expired => {
                 (SqlState::InvalidPassword, format!("password authentication failed for user \"{user}\""))
             }
@@ -117,7 +120,8 @@ impl Hub {
             Admission::NoConnect => {
                 (SqlState::InsufficientPrivilege, format!("permission denied for database \"{database}\""))
             }
-        })
+        };
+        Err(CheckoutError::Refused(state, message))
     }
 
     /// The pools there are, by name.

@@ -211,19 +211,15 @@ impl Session {
                     checkout.come_home(wire);
                     return true;
                 }
-                End::Unsettled => {
-                    let settling = Box::pin(self.settle(&checkout, wire, &mut words));
-                    if let Err(error) = settling.await {
-                        checkout.recycle(None, Plan::Close, Resolution::Disconnected, None);
-                        Box::pin(self.refuse(&error)).await;
-                        return false;
-                    }
-                }
-                End::Sequences => {
-                    conn.switch.give_back(wire);
-                    let forgetting = Box::pin(self.forget_sequences(&checkout));
-                    own_sequences = true;
-                    if let Err(error) = forgetting.await {
+                end @ (End::Unsettled | End::Sequences) => {
+                    let asked = if end == End::Unsettled {
+                        Box::pin(self.settle(&checkout, wire, &mut words)).await
+                    } else {
+                        own_sequences = true;
+                        conn.switch.give_back(wire);
+                        Box::pin(self.forget_sequences(&checkout)).await
+                    };
+                    if let Err(error) = asked {
                         checkout.recycle(None, Plan::Close, Resolution::Disconnected, None);
                         Box::pin(self.refuse(&error)).await;
                         return false;
@@ -382,7 +378,7 @@ impl Drop for Place {
 
 /// What stays of a client on a connection that it leaves, and no reset ends.
 fn mark(conn: &ServerConn, words: &Words) {
-    if words.ran().and(words.pins()).has(Pins::of(Pin::Load)) {
+    if words.pins().has(Pins::of(Pin::Load)) {
         conn.loaded.store(true, Ordering::Relaxed);
     }
     if words.ran().has(Pins::SEEDS) {

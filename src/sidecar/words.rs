@@ -322,14 +322,14 @@ impl Words {
         self.pinned.told()
     }
 
+    /// Everything that it has to be kept for.
+    pub const fn pins(&self) -> Pins {
+        self.pinned
+    }
+
     /// Whether the client reads values of sequences that are its session's own.
     pub const fn reads_sequences(&self) -> bool {
         self.reads_sequences
-    }
-
-    /// All of that.
-    pub const fn pins(&self) -> Pins {
-        self.pinned
     }
 }
 

@@ -1,8 +1,6 @@
 //! What a relay sees in the frames that pass, both ways. Floor 4.
 
-use std::sync::Arc;
-
-use crate::switch::{Wire, note_parameter};
+use crate::switch::{Wire, note_parameter, set_parameter};
 use crate::wire::frame::{Cut, Frame, FrameError};
 use crate::wire::prepared::{Down, Names, Prepared, Up};
 use crate::wire::pulse::{Beat, Pulse, Whose};
@@ -212,7 +210,7 @@ fn is_fatal(body: &[u8]) -> bool {
     fields.split(|byte| *byte == 0).any(|field| matches!(field, b"VFATAL" | b"VPANIC"))
 }
 
-/// The same for a server's frame.
+/// How many body bytes of a server's frame with this tag are looked at at once.
 const fn wanted_from_server(shared: bool, tag: u8) -> usize {
     match tag {
         b'Z' => 1,
@@ -240,10 +238,7 @@ fn follow(told: &mut Told<'_>, words: &mut Words, body: &[u8]) -> Option<Vec<u8>
         && own.contains_key(&key)
         && defaults.get(&key).is_none_or(|default| default == value);
     let back = greeted.get(name).filter(|back| is_back && *back != value);
-    let is = back.map_or(value, String::as_str);
-    if told.told.get(name).map(String::as_str) != Some(is) {
-        Arc::make_mut(told.told).insert(name.to_owned(), is.to_owned());
-    }
+    set_parameter(told.told, name, back.map_or(value, String::as_str));
     back.map(|back| {
         let mut frame = Vec::new();
         reply::parameter_status(&mut frame, name, back);

@@ -36,15 +36,15 @@ impl Session {
     /// A connection with this client's parameters set on it, which may be `at_once` at hand.
     pub(super) async fn borrow_connection(
         &mut self,
-        at_once: Option<Checkout>,
+        mut at_once: Option<Checkout>,
     ) -> Result<Borrowed, CheckoutError> {
         self.shared.stand.waits();
-        let mut at_once = at_once;
         let checkout = loop {
-            let checkout = match self.wait_for(at_once.take()).await? {
-                Ok(checkout) => checkout,
-                Err(left) => return Ok(left),
+            let borrowed = match at_once.take() {
+                Some(checkout) => Borrowed::Lent(checkout),
+                None => self.wait().await?,
             };
+            let Borrowed::Lent(checkout) = borrowed else { return Ok(borrowed) };
             // One of before is not for a client that came after the defaults have changed.
             if !self.unasked || self.ask_admission(&checkout).await? {
                 break checkout;
@@ -53,7 +53,7 @@ impl Session {
         };
         if let Err(error) = self.equip(&checkout).await {
             // A value that the server refused is the client's fault, not the connection's.
-            let refused = matches!(&error, CheckoutError::Upstream(error) if error.as_db_error().is_some());
+            let refused = error.is_from_server();
             let wire = if refused && settle(checkout.client()).await { checkout.lend().ok() } else { None };
             let plan = if wire.is_some() { Plan::Reset } else { Plan::Close };
             checkout.recycle(wire, plan, Resolution::Returned, None);
@@ -62,23 +62,14 @@ impl Session {
         Ok(Borrowed::Lent(checkout))
     }
 
-    /// The connection that is at hand, or the one that comes free; or what became of the client meanwhile.
-    async fn wait_for(
-        &mut self,
-        at_once: Option<Checkout>,
-    ) -> Result<Result<Checkout, Borrowed>, CheckoutError> {
-        let checkout = match at_once {
-            Some(checkout) => checkout,
-            None => {
-                let waiting = pin!(self.pool.checkout(&self.holder, &self.shared.tether, &self.vars));
-                tokio::select! {
-                    biased;
-                    checkout = waiting => checkout?,
-                    left = gone(&mut self.client, &mut self.up, &self.shared) => return Ok(Err(left)),
-                }
-            }
-        };
-        Ok(Ok(checkout))
+    /// A connection that comes free, as it is; or what became of the client meanwhile.
+    async fn wait(&mut self) -> Result<Borrowed, CheckoutError> {
+        let waiting = pin!(self.pool.checkout(&self.holder, &self.shared.tether, &self.vars));
+        tokio::select! {
+            biased;
+            checkout = waiting => checkout.map(Borrowed::Lent),
+            left = gone(&mut self.client, &mut self.up, &self.shared) => Ok(left),
+        }
     }
 
     /// Makes a connection what this client expects.

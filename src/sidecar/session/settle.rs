@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use deadpool_postgres::ClientWrapper;
-use tokio_postgres::SimpleQueryMessage;
 
 use crate::checkout::Checkout;
 use crate::conn::ServerConn;
-use crate::policy::{Policy, PoolMode};
-use crate::pool::CheckoutError;
+use crate::defaults::{columns, rows};
+use crate::policy::PoolMode;
+use crate::pool::{CheckoutError, answered};
 use crate::queue;
 use crate::switch::Wire;
 use crate::wire::look::{self, Seen};
@@ -95,9 +95,6 @@ impl Session {
             None => self.look(checkout, words).await?,
         };
         self.learn(&conn, words, &seen);
-        if words.ran().has(Pins::of(Pin::Load)) {
-            conn.loaded.store(true, Ordering::Relaxed);
-        }
         let hides = words.ran().has(Pins::HIDES) || seen.unreadable;
         let unmovable = words.touched().any(|name| {
             UNMOVABLE.contains(&name.as_str()) && seen.set_to(name, &self.pool.key().user).is_some()
@@ -109,6 +106,9 @@ impl Session {
 
     /// Parameters that the client has set back within its transaction are its own there, too.
     async fn restore_within(&mut self, checkout: &Checkout, words: &Words) -> Result<(), CheckoutError> {
+        if words.is_undone() {
+            return Ok(());
+        }
         let conn = checkout.conn();
         let mut sql = String::new();
         for (name, value) in &self.own_on(conn) {
@@ -121,15 +121,10 @@ impl Session {
                 sql.push_str(&vars::set_back(name, value, default, is_local));
             }
         }
-        if sql.is_empty() || words.is_undone() {
+        if sql.is_empty() {
             return Ok(());
         }
-        let setting = async { checkout.client().batch_execute(&sql).await };
-        match tokio::time::timeout(Policy::RESET_DEADLINE, setting).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(CheckoutError::Upstream(error)),
-            Err(_) => Err(CheckoutError::Stalled),
-        }
+        answered(checkout.client().batch_execute(&sql)).await
     }
 
     /// What a RESET goes back to for this client, where this connection has other defaults.
@@ -159,58 +154,40 @@ impl Session {
         if ran.has(Pins::TOUCHES_ALL) {
             let dotted = |name: &&String| name.contains('.');
             names.extend(self.vars.keys().filter(dotted).cloned());
-            names.extend(
-                checkout.conn().applied().iter().flat_map(|vars| vars.keys()).filter(dotted).cloned(),
-            );
+            names.extend(checkout.conn().applied().keys().filter(dotted).cloned());
             names.extend([look::ROLE, look::AUTHORIZATION].map(str::to_owned));
         }
         let touches = !names.is_empty() || ran.has(Pins::PARAMETERS);
         let sources = touches && (ran.has(Pins::TOUCHES_ALL.and(Pins::RESETS)) || words.is_undone());
         let seed = ran.has(Pins::SEEDS).then(|| rand::random_range(-1.0..1.0));
         let sql = look::question(&names, sources, !words.verifiable().is_empty(), seed);
-        let asking = checkout.client().simple_query(&sql);
-        let rows = match tokio::time::timeout(Policy::RESET_DEADLINE, asking).await {
-            Ok(Ok(rows)) => rows,
-            Ok(Err(error)) if error.as_db_error().is_some() && queue::settle(checkout.client()).await => {
+        let rows = match answered(rows(checkout.client(), &sql)).await {
+            Err(error) if error.is_from_server() && queue::settle(checkout.client()).await => {
                 return self.unseen(checkout, words).await;
             }
-            Ok(Err(error)) => return Err(CheckoutError::Upstream(error)),
-            Err(_) => return Err(CheckoutError::Stalled),
+            rows => rows?,
         };
         let mut seen = Seen { set: sources.then(BTreeSet::new), ..Seen::default() };
-        for message in &rows {
-            if let SimpleQueryMessage::Row(row) = message {
-                seen.row(|at| row.try_get(at).ok().flatten());
-            }
-        }
+        rows.iter().for_each(|row| seen.row(columns(row)));
         Ok(seen)
     }
 
     /// The server does not answer the question: what may be there is taken to be there.
     async fn unseen(&mut self, checkout: &Checkout, words: &Words) -> Result<Seen, CheckoutError> {
-        let rolling = checkout.client().batch_execute("ROLLBACK");
-        match tokio::time::timeout(Policy::RESET_DEADLINE, rolling).await {
-            Ok(Ok(())) => Ok(Seen { there: words.verifiable(), unreadable: true, ..Seen::default() }),
-            Ok(Err(error)) => Err(CheckoutError::Upstream(error)),
-            Err(_) => Err(CheckoutError::Stalled),
-        }
+        answered(checkout.client().batch_execute("ROLLBACK")).await?;
+        Ok(Seen { there: words.verifiable(), unreadable: true, ..Seen::default() })
     }
 
     /// Makes both images true to what the server says.
     fn learn(&mut self, conn: &ServerConn, words: &Words, seen: &Seen) {
-        let mut applied = conn.applied().map(|vars| (*vars).clone()).unwrap_or_default();
+        let mut applied = (*conn.applied()).clone();
         let mut vars = (*self.vars).clone();
         let (missing, user) = (self.defaults.missing_in(&conn.defaults), &self.pool.key().user);
         let mut names: BTreeSet<&str> = words.touched().map(String::as_str).collect();
         if words.ran().has(Pins::TOUCHES_ALL) && !seen.unreadable {
             names.extend(seen.values.keys().map(String::as_str));
             names.extend(self.vars.keys().map(String::as_str));
-            let before = conn.applied();
-            for name in before.iter().flat_map(|vars| vars.keys()) {
-                if seen.set_to(name, user).is_none() {
-                    applied.remove(name);
-                }
-            }
+            applied.retain(|name, _| seen.set_to(name, user).is_some());
         }
         for name in names {
             match seen.set_to(name, user) {
@@ -240,19 +217,18 @@ impl Session {
         self.vars = self.hub.shared_vars(vars);
     }
 
-    /// Whether what this client reads of sequences may be another's on this connection, which others have had since.
+    /// Discards the values of sequences on this connection, which others have had since this client.
+    ///
+    /// # Errors
+    /// The server does not answer.
     pub(super) async fn forget_sequences(&mut self, checkout: &Checkout) -> Result<(), CheckoutError> {
-        let forgetting = checkout.client().batch_execute("DISCARD SEQUENCES");
-        match tokio::time::timeout(Policy::RESET_DEADLINE, forgetting).await {
-            Ok(Ok(())) => {
-                checkout.conn().sequences_of.store(self.holder.session.0, Ordering::Relaxed);
-                Ok(())
-            }
+        match answered(checkout.client().batch_execute("DISCARD SEQUENCES")).await {
+            Ok(()) => checkout.conn().sequences_of.store(self.holder.session.0, Ordering::Relaxed),
             // In a transaction that has failed nothing can be read either.
-            Ok(Err(error)) if error.as_db_error().is_some() => Ok(()),
-            Ok(Err(error)) => Err(CheckoutError::Upstream(error)),
-            Err(_) => Err(CheckoutError::Stalled),
+            Err(error) if error.is_from_server() => {}
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 
     /// Asks on this connection what could not be asked when the client logged in; whether it is still one to be lent.
@@ -262,10 +238,8 @@ impl Session {
     pub(super) async fn ask_admission(&mut self, checkout: &Checkout) -> Result<bool, CheckoutError> {
         self.unasked = false;
         let admission = self.pool.ask_on(checkout.conn(), checkout.client()).await?;
-        match self.hub.refusal(admission, self.pool.key()) {
-            Some((state, message)) => Err(CheckoutError::Refused(state, message)),
-            None => Ok(self.pool.is_current(checkout.conn())),
-        }
+        self.hub.admits(admission, self.pool.key())?;
+        Ok(self.pool.is_current(checkout.conn()))
     }
 
     /// Whether the connections of the pool are shared.
@@ -289,11 +263,8 @@ pub async fn set_parameters(
         let sql = if changed { conn.change_to(vars).unwrap_or_default() } else { sql };
         client.batch_execute(&sql).await
     };
-    match tokio::time::timeout(Policy::RESET_DEADLINE, setting).await {
-        Ok(Ok(())) => conn.set_applied(vars),
-        Ok(Err(error)) => return Err(CheckoutError::Upstream(error)),
-        Err(_) => return Err(CheckoutError::Stalled),
-    }
+    answered(setting).await?;
+    conn.set_applied(vars);
     Ok(())
 }
 
