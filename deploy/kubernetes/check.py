@@ -2,7 +2,7 @@
 """Checks deploy/kubernetes without a cluster: that kustomize's references lead somewhere, that what it makes is valid by
 the API's own schemas (and the operator's), that the sidecar keeps what docs/adopting.md promises, that pgleash accepts its
 configuration, and that the PrometheusRule is the rules. Needs PyYAML and kubernetes-validate, and node with
-@kubernetes-models/prometheus-operator in target/deploy-check/node_modules.
+the packages of @kubernetes-models in target/deploy-check/node_modules.
 
 What is checked is the output of `kubectl kustomize` if that is at hand, and always what a small merge of our own makes
 of the sidecar and the example.
@@ -17,33 +17,27 @@ import sys
 import tempfile
 from pathlib import Path
 
-import kubernetes_validate
 import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-VERSIONS = ["1.29", "1.34"]  # the first with native sidecars on by default, and a recent one
-OPERATOR = "monitoring.coreos.com/v1"
-VALIDATE = """
-import { readFileSync } from "node:fs";
-import * as models from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1";
-for (const object of JSON.parse(readFileSync(0, "utf8")).objects) {
-  try { new models[object.kind](object).validate(); } catch (error) { console.log(`${object.kind}: ${error.message}`); }
-}
-"""
+sys.path.insert(0, str(HERE.parent))
+from manifests import KINDS, VERSIONS, built, check_injected, check_policy, check_schemas, check_sidecar, grace, load, template_of  # noqa: E402
 
 
 def main() -> int:
     faults = [*check_references()]
     merged = [*documents(HERE / "example/namespace.yaml"), merge(one(HERE / "example/deployment.yaml"), one(HERE / "sidecar/sidecar.yaml")),
-              *documents(HERE / "monitoring/podmonitor.yaml"), *documents(HERE / "monitoring/prometheusrule.yaml")]
+              *documents(HERE / "networkpolicy/networkpolicy.yaml"), *documents(HERE / "monitoring/podmonitor.yaml"), *documents(HERE / "monitoring/prometheusrule.yaml")]
     faults += check_objects("merged", merged)
-    rendered = kustomize(faults)
+    rendered = kustomize(HERE / "example", faults)
     if rendered:
         faults += check_objects("kustomize", rendered)
         pods = [[document["spec"]["template"]["spec"] for document in objects if document["kind"] == "Deployment"] for objects in (merged, rendered)]
         if json.dumps(pods[0], sort_keys=True) != re.sub(r"-[0-9a-z]{10}(?=\")", "", json.dumps(pods[1], sort_keys=True)):
             faults.append("kustomize makes another pod than our own merge")
+    faults += check_kinds(faults)
+    faults += check_boards(faults)
     faults += check_configuration()
     faults += check_rule()
     for fault in faults:
@@ -53,7 +47,7 @@ def main() -> int:
 
 
 def documents(path):
-    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+    return load(path.read_text())
 
 
 def one(path):
@@ -70,6 +64,7 @@ def check_references():
         content = one(path)
         folder = path.parent
         files = [*content.get("resources", []), *content.get("components", []), *(patch["path"] for patch in content.get("patches", []))]
+        files += content.get("configurations", [])
         files += [name.partition("=")[2] or name for generator in content.get("configMapGenerator", []) for name in generator.get("files", [])]
         for name in files:
             target = (folder / name).resolve()
@@ -105,15 +100,15 @@ def merge(into, patch):
     return result
 
 
-def kustomize(faults):
-    for command in (["kustomize", "build"], ["kubectl", "kustomize"]):
+def kustomize(folder, faults):
+    for command in ([str(ROOT / "target/deploy-check/bin/kubectl"), "kustomize"], ["kustomize", "build"], ["kubectl", "kustomize"]):
         if not shutil.which(command[0]):
             continue
-        done = subprocess.run([*command, HERE / "example"], text=True, capture_output=True, check=False)
+        done = subprocess.run([*command, folder], text=True, capture_output=True, check=False)
         if done.returncode != 0:
             faults.append(f"{' '.join(command)}: {done.stderr.strip()}")
             return None
-        return [document for document in yaml.safe_load_all(done.stdout) if document]
+        return load(done.stdout)
     print("neither kustomize nor kubectl here: only our own merge is checked")
     return None
 
@@ -130,56 +125,54 @@ def check_objects(where, objects):
     if len(deployments) != 1 or len(monitors) != 1:
         yield f"{where}: {len(deployments)} Deployments and {len(monitors)} PodMonitors"
         return
-    yield from (f"{where}: {fault}" for fault in check_sidecar(deployments[0]))
+    if deployments[0]["metadata"].get("labels", {}).get("pgleash") != "inject":
+        yield f"{where}: the example is not what the component's patch looks for"
+    yield from (f"{where}: {fault}" for fault in check_sidecar(deployments[0]["spec"]["template"]))
+    yield from (f"{where}: {fault}" for fault in grace.check(deployments))
+    yield from (f"{where}: {fault}" for document in objects if document["kind"] == "NetworkPolicy" for fault in check_policy(document, admin_port()))
     yield from (f"{where}: {fault}" for fault in check_monitor(monitors[0], deployments[0]["spec"]["template"]))
 
 
-def check_schemas(objects):
-    core = [document for document in objects if document["apiVersion"] != OPERATOR]
-    for document in core:
-        for version in VERSIONS:
-            try:
-                kubernetes_validate.validate(document, version, strict=True)
-            except kubernetes_validate.ValidationError as error:
-                yield f"{document['kind']}, Kubernetes {version}: {'.'.join(map(str, error.path))}: {error.message}"
-    yield from check_operator([document for document in objects if document["apiVersion"] == OPERATOR])
+def check_kinds(faults):
+    """Each kind gets the sidecar and keeps what it has, and `grace` gives it the time to stop that both need."""
+    rendered = kustomize(HERE / "kinds", faults)
+    if not rendered:
+        return
+    workloads = {document["metadata"]["name"]: document for document in documents(HERE / "kinds/workloads.yaml")}
+    wanted = {name for name, workload in workloads.items() if workload["metadata"]["labels"]["pgleash"] == "inject"}
+    if {workloads[name]["kind"] for name in wanted} != KINDS:
+        yield "kinds: not each kind is there"
+    refused = [*grace.check(rendered)]
+    if len(refused) != sum("terminationGracePeriodSeconds" not in pod_of(workloads[name]) or pod_of(workloads[name])["terminationGracePeriodSeconds"] <= 35 for name in wanted):
+        yield f"kinds: `grace --check` finds {refused}"
+    names = {document["metadata"]["name"] for document in rendered if document["kind"] in ("ConfigMap", "Secret")}
+    for template in [*grace.templates(rendered)]:
+        grace.raise_grace(template, rendered)
+        if not names >= {template["spec"]["volumes"][0]["configMap"]["name"], template["spec"]["initContainers"][0]["env"][1]["valueFrom"]["secretKeyRef"]["name"]}:
+            yield "kinds: a workload names a ConfigMap or Secret that is not there"
+    yield from (f"kinds: {fault}" for fault in [*check_schemas(rendered), *grace.check(rendered)])
+    for document in rendered:
+        before = workloads.get(document["metadata"]["name"])
+        if before and before["metadata"]["name"] in wanted:
+            yield from (f"kinds: {document['kind']} {document['metadata']['name']}: {fault}" for fault in check_injected(before, document))
+        elif before and pod_of(before) != pod_of(document):
+            yield f"kinds: {document['metadata']['name']} has no label and is changed"
 
 
-def check_operator(objects):
-    done = subprocess.run(["node", "--input-type=module", "-e", VALIDATE], cwd=ROOT / "target/deploy-check", input=json.dumps({"objects": objects}), text=True, capture_output=True, check=False)
-    if done.returncode != 0:
-        yield f"the schemas of the operator's objects cannot be used: {done.stderr.strip()[-300:]}"
-    yield from done.stdout.splitlines()
+def pod_of(workload):
+    return template_of(workload)["spec"]
 
 
-def check_sidecar(deployment):
-    if deployment["metadata"].get("labels", {}).get("pgleash") != "inject":
-        yield "the example is not what the component's patch looks for"
-    pod = deployment["spec"]["template"]["spec"]
-    sidecar = next(container for container in pod["initContainers"] if container["name"] == "pgleash")
-    security = sidecar["securityContext"]
-    for what, kept in [
-        ("is no native sidecar", sidecar.get("restartPolicy") == "Always"),
-        ("may run as root", security["runAsNonRoot"] is True and security["runAsUser"] > 0),
-        ("may write to its root", security["readOnlyRootFilesystem"] is True),
-        ("may gain privileges", security["allowPrivilegeEscalation"] is False),
-        ("keeps capabilities", security["capabilities"] == {"drop": ["ALL"]}),
-        ("has no seccomp profile", security["seccompProfile"] == {"type": "RuntimeDefault"}),
-        ("requests other memory than 16 MiB", sidecar["resources"]["requests"]["memory"] == "16Mi"),
-        ("has another limit of memory than 64 MiB", sidecar["resources"]["limits"]["memory"] == "64Mi"),
-        ("is throttled", "cpu" not in sidecar["resources"]["limits"]),
-        ("has an image of no version", re.search(r":\d+\.\d+\.\d+$", sidecar["image"])),
-        ("is of another version than this repository", sidecar["image"].endswith(":" + version())),
-        ("asks for its health otherwise than with its own command",
-         sidecar["livenessProbe"]["exec"]["command"] == ["/pgleash", "healthcheck"]
-         and sidecar["startupProbe"]["exec"]["command"] == ["/pgleash", "healthcheck", "--ready"]),
-        ("is killed while it drains", pod["terminationGracePeriodSeconds"] >= 2 * drain_timeout()),
-    ]:
-        if not kept:
-            yield f"the sidecar {what}"
-    mounts = {mount["name"] for mount in sidecar["volumeMounts"]}
-    if not mounts <= {volume["name"] for volume in pod["volumes"]}:
-        yield "the sidecar mounts a volume that the pod does not have"
+def check_boards(faults):
+    """Each board is a ConfigMap that Grafana's sidecar finds."""
+    rendered = kustomize(ROOT / "dashboards", faults)
+    if not rendered:
+        return
+    yield from check_schemas(rendered)
+    boards = {path.name for path in (ROOT / "dashboards").glob("*.json") if "panels" in json.loads(path.read_text())}
+    found = {name for document in rendered if document["metadata"]["labels"].get("grafana_dashboard") == "1" for name in document["data"]}
+    if found != boards:
+        yield f"dashboards: the ConfigMaps have {sorted(found)}, and should have {sorted(boards)}"
 
 
 def check_monitor(monitor, template):
@@ -187,27 +180,22 @@ def check_monitor(monitor, template):
     if not wanted or not wanted.items() <= template["metadata"]["labels"].items():
         yield "the PodMonitor does not select the pods"
     ports = {port["name"]: port["containerPort"] for container in template["spec"]["initContainers"] for port in container.get("ports", [])}
-    admin = int(re.search(r'^admin = ".*:(\d+)"', (HERE / "sidecar/pgleash.toml").read_text(), re.MULTILINE).group(1))
     endpoints = monitor["spec"].get("podMetricsEndpoints", [])
     if not endpoints:
         yield "the PodMonitor scrapes nothing"
     for endpoint in endpoints:
-        if ports.get(endpoint["port"]) != admin:
+        if ports.get(endpoint["port"]) != admin_port():
             yield f"the PodMonitor scrapes the port {endpoint['port']}, which is not where admin listens"
 
 
-def version():
-    return re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE).group(1)
-
-
-def drain_timeout():
-    return int(re.search(r'^drain_timeout = "(\d+)s"', (HERE / "sidecar/pgleash.toml").read_text(), re.MULTILINE).group(1))
+def admin_port():
+    return int(re.search(r'^admin = ".*:(\d+)"', (HERE / "sidecar/pgleash.toml").read_text(), re.MULTILINE).group(1))
 
 
 # --- what pgleash and Prometheus say ---
 
 def check_configuration():
-    binary = next((path for kind in ("release", "debug") if (path := ROOT / "target" / kind / "pgleash").exists()), None)
+    binary = built()
     if not binary:
         print("pgleash is not built: its configuration in the ConfigMap is not checked")
         return
@@ -221,7 +209,7 @@ def check_configuration():
 
 def check_rule():
     if subprocess.run([HERE / "generate", "--check"], check=False).returncode != 0:
-        yield "prometheusrule.yaml is not current"
+        yield "a file that generate writes is not current"
     spec = one(HERE / "monitoring/prometheusrule.yaml")["spec"]
     written = {group["name"]: group for path in (ROOT / "dashboards/prometheus/rules").glob("*.yml") for group in one(path)["groups"]}
     if {group["name"]: group for group in spec["groups"]} != written:
