@@ -102,7 +102,7 @@ def check_sidecar(template):
         yield "the sidecar mounts a volume that the pod does not have"
 
 
-def check_injected(before, after):
+def check_injected(before, after, drain=30):
     """What the application had is still there, as it was, and nothing but the sidecar has been added."""
     old, new = template_of(before)["spec"], template_of(after)["spec"]
     yield from check_sidecar(template_of(after))
@@ -112,7 +112,7 @@ def check_injected(before, after):
     for name in sorted(set(old) - {"initContainers", "volumes", "terminationGracePeriodSeconds"}):
         if new.get(name) != old[name]:
             yield f"{name} is not what the application has"
-    wanted = old.get("terminationGracePeriodSeconds", grace.DEFAULT) + 30 + grace.MARGIN
+    wanted = old.get("terminationGracePeriodSeconds", grace.DEFAULT) + drain + grace.MARGIN
     if new.get("terminationGracePeriodSeconds") != wanted:
         yield f"terminationGracePeriodSeconds is {new.get('terminationGracePeriodSeconds')}, and should be {wanted}"
 

@@ -143,7 +143,7 @@ def check_kinds(faults):
     if {workloads[name]["kind"] for name in wanted} != KINDS:
         yield "kinds: not each kind is there"
     refused = [*grace.check(rendered)]
-    if len(refused) != sum("terminationGracePeriodSeconds" not in pod_of(workloads[name]) or pod_of(workloads[name])["terminationGracePeriodSeconds"] <= 35 for name in wanted):
+    if len(refused) != sum("terminationGracePeriodSeconds" not in pod_of(workloads[name]) or pod_of(workloads[name])["terminationGracePeriodSeconds"] < 35 for name in wanted):
         yield f"kinds: `grace --check` finds {refused}"
     names = {document["metadata"]["name"] for document in rendered if document["kind"] in ("ConfigMap", "Secret")}
     for template in [*grace.templates(rendered)]:
