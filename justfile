@@ -21,8 +21,8 @@ test *args:
 lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
-    shellcheck demo test .ci/run deploy/app deploy/check
-    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/kubernetes/check.py deploy/kubernetes/generate docs/check docs/picture tests/notify/run tests/page/run tests/servers
+    shellcheck demo test .ci/run deploy/app deploy/check packaging/bom packaging/deb/*
+    python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/helm/check.py deploy/kubernetes/check.py deploy/kubernetes/generate deploy/kubernetes/grace docs/check packaging/build packaging/check docs/picture tests/notify/run tests/page/run tests/servers
 
 # format the sources
 fmt:
@@ -81,7 +81,7 @@ picture *args:
     cargo build --locked --quiet
     docs/picture {{ args }}
 
-# compose file, Dockerfile, Kubernetes objects, alert rules with their tests and boards, as far as the tools here allow
+# compose file, Dockerfile, release workflow, Kubernetes objects, Helm charts, alert rules with their tests and boards, as far as the tools here allow
 deploy-check:
     deploy/check
 
@@ -104,11 +104,21 @@ notifications *args:
 servers *args:
     tests/servers {{ args }}
 
+# the Debian package and the archive, in target/package/out
+packages:
+    cargo build --locked --release --quiet
+    packaging/build --binary target/release/pgleash
+
+# the same from the debug build: made, installed below a scratch root, started, removed
+packages-check:
+    cargo build --locked --quiet
+    packaging/check target/debug/pgleash
+
 # the container image
 image tag="pgleash:dev":
     docker build --tag {{ tag }} .
 
-# deploy/kubernetes's PrometheusRule, after a change of the rules
+# deploy/kubernetes's PrometheusRule and patches, after a change of the rules or of the sidecar
 rules:
     deploy/kubernetes/generate
 
