@@ -76,6 +76,11 @@ class Postgres:
             raise AssertionError(f"{sql}: {done.stderr}")
         return done.stdout
 
+    def console(self):
+        """A psql of the superuser that stays: a line in, its rows out."""
+        command = [self.bin / "psql", "-X", "-At", "-q", "-h", "127.0.0.1", "-p", self.port, "-U", "postgres", "-d", "postgres"]
+        return subprocess.Popen([str(word) for word in command], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGINT)
         self.process.wait(60)
@@ -106,7 +111,9 @@ class Pgleash:
             [str(self.program)], cwd=self.work, env=env, stdin=subprocess.DEVNULL, stdout=self.errors,
             stderr=self.errors,
         )
-        self.port = self.wait_until_started()
+        started = self.wait_until_started()
+        self.port = int(started["listen"].rsplit(":", 1)[1])
+        self.admin = started["admin"]
         return self
 
     def guard(self):
@@ -133,7 +140,7 @@ class Pgleash:
             for line in log.read_text().splitlines() if log.exists() else []:
                 event = json.loads(line) if line.endswith("}") else {}
                 if event.get("event") == "started":
-                    return int(event["listen"].rsplit(":", 1)[1])
+                    return event
             time.sleep(0.02)
         self.errors.seek(0)
         self.process.kill()
