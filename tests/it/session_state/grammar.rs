@@ -72,6 +72,8 @@ pub enum Deed {
     },
     /// `ALTER DATABASE` and `ALTER ROLE ... IN DATABASE` with this behind it.
     Administer(String),
+    /// `ALTER SYSTEM` with this behind it, and a reload.
+    Configure(String),
 }
 
 #[derive(Clone, Debug)]
@@ -178,6 +180,19 @@ const DEFAULTS: [&str; 8] = [
     "RESET ALL",
 ];
 
+const SYSTEM: [&str; 10] = [
+    "SET work_mem = '3MB'",
+    "SET datestyle = 'Postgres, DMY'",
+    "SET TimeZone = 'Asia/Kolkata'",
+    "SET search_path = a",
+    "SET intervalstyle = sql_standard",
+    "SET bytea_output = escape",
+    "SET lock_timeout = '3h'",
+    "RESET work_mem",
+    "RESET datestyle",
+    "RESET ALL",
+];
+
 const LOGINS: [&[(&str, &str)]; 6] = [
     &[],
     &[("application_name", "mine")],
@@ -205,7 +220,8 @@ fn deed(random: &mut Random) -> Deed {
     match random.below(100) {
         0..=3 => Deed::Leave { kills: random.below(2) == 0 },
         4..=6 => Deed::Administer(random.pick(&DEFAULTS).to_owned()),
-        7..=24 => Deed::Says(
+        7 => Deed::Configure(random.pick(&SYSTEM).to_owned()),
+        8..=24 => Deed::Says(
             random.pick(&[Form::Simple, Form::Unnamed, Form::Simple]),
             random.pick(&TRANSACTION).to_owned(),
         ),

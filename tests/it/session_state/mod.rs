@@ -4,7 +4,7 @@ mod grammar;
 mod random;
 
 use crate::support::raw::{self, Raw, tags};
-use crate::support::{Leash, Mode, Server, eventually, finish};
+use crate::support::{Database, Leash, Mode, Server, eventually, finish};
 
 /// What a client does, and what shows whether another one has it.
 struct Deed {
@@ -212,6 +212,63 @@ async fn defaults_are_asked_for_when_there_is_a_connection_to_ask_on() {
     late.close().await;
     holder.close().await;
     admin.close().await;
+    finish(leash, &database).await;
+}
+
+/// `ALTER SYSTEM` with this behind it, and a reload. It is everybody's on the server, which must be the test's own.
+async fn configure(database: &Database, what: &str) {
+    let admin = database.admin().await;
+    // The reload is told by a setting that means nothing to a session. Once a new connection shows it, each backend has
+    // been signalled, and looks at its configuration before its next statement.
+    let mark =
+        admin.one("SELECT setting::int % 1000 + 1 FROM pg_settings WHERE name = 'checkpoint_warning'").await;
+    admin.batch_execute(&format!("ALTER SYSTEM {what}")).await.unwrap();
+    admin.batch_execute(&format!("ALTER SYSTEM SET checkpoint_warning = {mark}")).await.unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    admin.close().await;
+    eventually("the server has read its configuration again", async || {
+        let late = database.admin().await;
+        let shown = late.one("SELECT setting FROM pg_settings WHERE name = 'checkpoint_warning'").await;
+        late.close().await;
+        (shown == mark).then_some(())
+    })
+    .await;
+}
+
+/// A reload of the server's configuration is for everybody at once, whenever they came; what a client has set itself
+/// stays, and a RESET goes back to what the server has now.
+#[tokio::test]
+async fn a_reload_reaches_each_session_that_has_set_nothing_else() {
+    let server = Server::private();
+    let database = server.database().await;
+    let leash = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 2).start().await;
+    let shows = "SELECT current_setting('work_mem') || ' ' || current_setting('DateStyle')";
+    let mut plain = Raw::login(&leash.endpoint(), "plain").await;
+    let mut own = Raw::login(&leash.endpoint(), "own").await;
+    own.query("SET work_mem = '9MB'; SET datestyle = 'German'").await;
+    let mut open = Raw::login(&leash.endpoint(), "open").await;
+    open.query("BEGIN").await;
+    assert_eq!(plain.one(shows).await, "4MB ISO, MDY");
+    configure(&database, "SET work_mem = '3MB'").await;
+    configure(&database, "SET datestyle = 'SQL, DMY'").await;
+    let mut late = Raw::login(&leash.endpoint(), "late").await;
+    assert!(late.parameters.contains(&("DateStyle".to_owned(), "SQL, DMY".to_owned())));
+    for _ in 0..3 {
+        assert_eq!(plain.one(shows).await, "3MB SQL, DMY");
+        assert_eq!(own.one(shows).await, "9MB German, DMY");
+        assert_eq!(open.one(shows).await, "3MB SQL, DMY", "in the middle of its transaction");
+        assert_eq!(late.one(shows).await, "3MB SQL, DMY");
+    }
+    own.query("RESET ALL").await;
+    assert_eq!(own.one(shows).await, "3MB SQL, DMY");
+    open.query("COMMIT").await;
+    configure(&database, "RESET ALL").await;
+    for client in [&mut plain, &mut own, &mut open, &mut late] {
+        assert_eq!(client.one(shows).await, "4MB ISO, MDY");
+    }
+    for client in [plain, own, open, late] {
+        client.close().await;
+    }
     finish(leash, &database).await;
 }
 

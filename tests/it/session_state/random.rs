@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 
+use super::configure;
 use super::grammar::{Deed, Form, Login, Random, Step, program};
 use crate::support::raw::{self, Frame, Raw, tags};
 use crate::support::{Database, Endpoint, Leash, Mode, Server, finish, settled, tick};
@@ -161,6 +162,9 @@ impl Scene {
             }
         }
         self.administer("RESET ALL").await;
+        if steps.iter().any(|step| matches!(step.deed, Deed::Configure(_))) {
+            configure(&self.direct, "RESET ALL").await;
+        }
         for twin in twins {
             twin.direct.raw.close().await;
             twin.through.raw.close().await;
@@ -194,6 +198,10 @@ impl Scene {
                 self.administer(what).await;
                 return None;
             }
+            Deed::Configure(what) => {
+                configure(&self.direct, what).await;
+                return None;
+            }
             Deed::Says(form, sql) => {
                 self.begin(twin).await;
                 for batch in form.batches(sql) {
@@ -206,6 +214,11 @@ impl Scene {
                     let (direct, through) = (shown(&direct), shown(&through));
                     if direct != through && !is_known(sql, &through) {
                         return Some(format!("direct: {direct:?}\nthrough: {through:?}"));
+                    }
+                    // What was refused within a transaction has ended it on that side.
+                    if twin.direct.state != twin.through.state {
+                        twin.is_over = true;
+                        return None;
                     }
                 }
             }
