@@ -19,14 +19,14 @@ test *args:
 
 # formatting, clippy and shell scripts, with no warning allowed
 lint:
-    cargo fmt --check
+    cargo fmt --all --check
     cargo clippy --locked --all-targets -- -D warnings
     shellcheck demo test .ci/run deploy/app deploy/check packaging/bom packaging/deb/*
     python3 -c 'import ast, sys; [ast.parse(open(path).read(), path) for path in sys.argv[1:]]' bench/idle bench/own_settings.py bench/relay bench/scratch.py dashboards/*.py dashboards/smoke dashboards/prometheus/tests/generate.py deploy/*.py deploy/receiver deploy/helm/check.py deploy/kubernetes/check.py deploy/kubernetes/generate deploy/kubernetes/grace docs/check packaging/build packaging/check docs/picture tests/notify/run tests/page/run tests/servers
 
 # format the sources
 fmt:
-    cargo fmt
+    cargo fmt --all
 
 # play the incident on a real PostgreSQL, without and with the watchdog
 demo *args:

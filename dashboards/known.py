@@ -7,7 +7,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 RULES = HERE / "prometheus/rules"
-SNAPSHOT = HERE.parent / "src/telemetry/snapshots/pgleash__telemetry__tests__catalogue.snap"
+SNAPSHOT = HERE.parent / "crates/telemetry/src/telemetry/snapshots/pgleash_telemetry__telemetry__tests__catalogue.snap"
 
 # Made by Prometheus itself, with the labels that it gives.
 SYNTHETIC = {"up": set(), "scrape_duration_seconds": set(), "scrape_samples_scraped": set(),

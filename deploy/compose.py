@@ -148,7 +148,7 @@ def check_context():
     """Files that the sources include at compile time, or Cargo.toml names, must be in the build context."""
     kept = {line[1:].strip() for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     wanted = re.findall(r'^(?:path|build|readme) = "([^"]+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
-    included = [(source.parent / name).resolve() for source in (ROOT / "src").rglob("*.rs")
+    included = [(source.parent / name).resolve() for source in [*(ROOT / "src").rglob("*.rs"), *(ROOT / "crates").rglob("*.rs")]
                 for name in re.findall(r'include_(?:str|bytes)!\(\s*"([^"]+)"', source.read_text())]
     for name in [*wanted, *(str(path.relative_to(ROOT)) for path in included)]:
         if not kept & {str(place) for place in (Path(name), *Path(name).parents)}:

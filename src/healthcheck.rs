@@ -12,7 +12,7 @@ const ANSWER_MAX: u64 = 8192;
 
 /// What to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Question {
+pub(crate) enum Question {
     /// `/healthz`: does the watchdog watch?
     Alive,
     /// `/readyz`: should clients be sent here?
@@ -32,7 +32,7 @@ impl Question {
 ///
 /// # Errors
 /// It could not be asked, or answered with anything but 200; the text says which, and what it answered.
-pub fn ask(admin: SocketAddr, question: Question) -> Result<String, String> {
+pub(crate) fn ask(admin: SocketAddr, question: Question) -> Result<String, String> {
     if admin.port() == 0 {
         return Err("admin has port 0, so its port is not known here: give admin a fixed port".into());
     }
@@ -70,9 +70,10 @@ fn fetch(address: SocketAddr, path: &str) -> std::io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::net::TcpListener;
     use std::thread;
+
+    use super::*;
 
     /// Serves one request with `answer`, and gives back the address and the request line.
     fn one_answer(answer: &'static str) -> (SocketAddr, thread::JoinHandle<String>) {

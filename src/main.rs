@@ -1,6 +1,8 @@
 //! pgleash, the program: parse, load, do, and say how it went.
 
-mod cli;
+mod args;
+mod check;
+mod healthcheck;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -9,14 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use pgleash::config::{self, Loaded, Problems};
-use pgleash::healthcheck::{self, Question};
-use pgleash::notify::{self, Notifiers};
-use pgleash::sidecar;
-use pgleash::telemetry::{self, Telemetry};
-use pgleash::top;
+use pgleash_sidecar::config;
+use pgleash_sidecar::config::{Loaded, Problems};
+use pgleash_telemetry::notify::Notifiers;
+use pgleash_telemetry::{Telemetry, notify};
+use pgleash_tools::top;
 
-use cli::{CheckArgs, Cli, Command, ConfigArgs, HealthcheckArgs, TopArgs};
+use crate::args::{CheckArgs, Cli, Command, ConfigArgs, HealthcheckArgs, TopArgs};
+use crate::healthcheck::Question;
 
 /// `EX_USAGE`: the command line or the configuration is wrong, and nothing was done.
 const BAD_CONFIGURATION: u8 = 64;
@@ -48,10 +50,11 @@ fn main() -> ExitCode {
 fn run(args: ConfigArgs) -> Result<(), Failure> {
     let sources = args.into_sources();
     let Loaded { config, .. } = config::load(&sources)?;
-    let log = telemetry::open_log(&config.log.to_string()).map_err(Failure::of)?;
+    let log = pgleash_telemetry::open_log(&config.log.to_string()).map_err(Failure::of)?;
     let telemetry = Arc::new(Telemetry::start(log).map_err(Failure::of)?);
     let notifiers = Notifiers::start(&config.receivers, &telemetry).map_err(Failure::of)?;
-    let served = runtime(config.workers)?.block_on(sidecar::run(config, sources, Arc::clone(&telemetry)));
+    let served =
+        runtime(config.workers)?.block_on(pgleash_sidecar::run(config, sources, Arc::clone(&telemetry)));
     notifiers.finish(LAST_WORDS);
     telemetry.flush(LAST_WORDS);
     served.map(drop).map_err(Failure::of)
@@ -61,10 +64,10 @@ fn run(args: ConfigArgs) -> Result<(), Failure> {
 fn check(CheckArgs { config, print }: CheckArgs) -> Result<(), Failure> {
     let loaded = config::load(&config.into_sources())?;
     if print {
-        tell(&config::show::effective(&loaded));
+        tell(&config::print::effective(&loaded));
         return Ok(());
     }
-    let report = runtime(1)?.block_on(pgleash::check::check(&loaded));
+    let report = runtime(1)?.block_on(crate::check::check(&loaded));
     tell(&format!("{report}\n"));
     if report.passed() { Ok(()) } else { Err(Failure::Failed("pgleash would not work here".into())) }
 }
@@ -122,14 +125,14 @@ fn test_notification(args: ConfigArgs) -> Result<(), Failure> {
 }
 
 /// Tells what an event log knows.
-fn report(args: &pgleash::report::Args) -> Result<(), Failure> {
-    tell(&pgleash::report::run(args).map_err(Failure::Failed)?);
+fn report(args: &pgleash_tools::report::Args) -> Result<(), Failure> {
+    tell(&pgleash_tools::report::run(args).map_err(Failure::Failed)?);
     Ok(())
 }
 
 /// Plays the incident; a watchdog that missed a leak or hit a healthy checkout has failed.
-fn drill(args: pgleash::drill::Args) -> Result<(), Failure> {
-    let verdict = runtime(2)?.block_on(pgleash::drill::run(args)).map_err(Failure::of)?;
+fn drill(args: pgleash_tools::drill::Args) -> Result<(), Failure> {
+    let verdict = runtime(2)?.block_on(pgleash_tools::drill::run(args)).map_err(Failure::of)?;
     if verdict.passed() { Ok(()) } else { Err(Failure::Failed(verdict.to_string())) }
 }
 

@@ -1,18 +1,14 @@
 //! What must hold for any bytes whatever. libFuzzer looks for bytes for which it does not; so does
-//! `tests/it/fuzz.rs`, for less long and with any toolchain, from the same corpus.
+//! `crates/wire/tests/corpus.rs`, for less long and with any toolchain, from the same corpus.
 
-use super::fingerprint;
-use super::wire::frame::{Cut, Cutter, Direction, FrameError, HEADER, whole_frames};
-use super::wire::pin::Pins;
-use super::wire::prepared::{Down, Names, Prepared, Up};
-use super::wire::pulse::{Pulse, Whose};
-use super::wire::reply::{self, SqlState};
-use super::wire::scan::Scanner;
-use super::wire::startup::{self, FirstPacket, MAX_FIRST_PACKET};
-use super::wire::tags::Tags;
+use pgleash_core::{Pins, fingerprint};
+use pgleash_wire::frame::{Cut, Cutter, Direction, FrameError, HEADER, whole_frames};
+use pgleash_wire::message::SqlState;
+use pgleash_wire::startup::{FirstPacket, MAX_FIRST_PACKET};
+use pgleash_wire::{Down, Names, Prepared, Pulse, Scanner, Tags, Up, Whose, message, startup};
 
 /// Bytes from somebody at the door, as the gate reads them: lengths and bodies, one after the other.
-pub fn first_packets(mut bytes: &[u8]) {
+pub(crate) fn first_packets(mut bytes: &[u8]) {
     for _ in 0..4 {
         let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return };
         let body_length = match startup::body_length(*length) {
@@ -34,7 +30,7 @@ pub fn first_packets(mut bytes: &[u8]) {
                     assert!(!text.contains('\0') && text.len() < body_length, "a text that was not sent");
                 }
                 let mut answer = Vec::new();
-                reply::negotiate_protocol_version(
+                message::negotiate_protocol_version(
                     &mut answer,
                     startup.spoken_minor(),
                     &startup.unknown_options,
@@ -48,7 +44,7 @@ pub fn first_packets(mut bytes: &[u8]) {
 /// What is said of a bad packet is one message, short, and printable: nothing that was sent is in it.
 fn can_be_told(why: &str) {
     assert!(why.len() < 200 && why.chars().all(|c| (' '..='~').contains(&c)), "not to be told: {why:?}");
-    is_one_frame(&reply::fatal(SqlState::ProtocolViolation, why, None));
+    is_one_frame(&message::fatal(SqlState::ProtocolViolation, why, None));
 }
 
 fn is_one_frame(bytes: &[u8]) {
@@ -60,7 +56,7 @@ fn is_one_frame(bytes: &[u8]) {
 /// A conversation as a relay hears it. The bytes are a script: how much is buffered, then turns, each
 /// a direction and a length in one byte, and what is said. However it is cut into reads, the frames
 /// and the pulse are the same; whatever it holds, nothing grows beyond its bound.
-pub fn frames(bytes: &[u8]) {
+pub(crate) fn frames(bytes: &[u8]) {
     let Some((&capacity, script)) = bytes.split_first() else { return };
     // Room for a header at least, as any buffer of a relay has.
     let capacity = usize::from(capacity).max(HEADER + 3);
@@ -154,7 +150,7 @@ impl Ear {
 /// Prepared statements of one client on one server connection, as a relay passes them: the script is as that
 /// of [`frames`]. Whatever both sides say, what goes on is whole frames both ways, and no queue grows beyond
 /// its bound.
-pub fn prepared(script: &[u8]) {
+pub(crate) fn prepared(script: &[u8]) {
     let mut relay = Renaming::default();
     let mut script = script;
     while let Some((&turn, rest)) = script.split_first() {
@@ -213,7 +209,7 @@ impl Renaming {
         if self.cutters[0].at_boundary()
             && let Some(closes) = self.pulse.asks()
         {
-            self.told[0].extend(reply::whose_turn(closes));
+            self.told[0].extend(message::whose_turn(closes));
         }
         (!self.pulse.is_lost()).then_some(())
     }
@@ -297,7 +293,7 @@ fn wanted(tag: u8) -> usize {
 }
 
 /// A statement's words, cut anywhere, pin or do not pin alike.
-pub fn statements(bytes: &[u8]) {
+pub(crate) fn statements(bytes: &[u8]) {
     let mut whole = Scanner::new();
     whole.feed(bytes);
     let mut pieces = Scanner::new();

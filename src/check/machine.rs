@@ -5,8 +5,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::Report;
-use crate::config::{Listen, Loaded, LogTarget, Origin};
+use pgleash_sidecar::config::{Listen, Loaded, LogTarget, Origin};
+
+use crate::check::Report;
 
 pub(super) fn look(loaded: &Loaded, report: &mut Report) {
     match &loaded.config.listen {

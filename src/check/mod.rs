@@ -3,17 +3,17 @@
 //! What can be tried is tried: it opens connections as the sidecar does, and cancels and terminates a
 //! session of its own.
 
-mod door;
-mod machine;
-mod server;
+pub(crate) mod client_access;
+pub(crate) mod machine;
+pub(crate) mod upstream;
 
 use std::fmt;
 
-use crate::config::Loaded;
+use pgleash_sidecar::config::Loaded;
 
 /// How good a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// As it should be.
     Ok,
     /// It works, but may not do what you expect.
@@ -34,7 +34,7 @@ impl fmt::Display for Verdict {
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// How good it is.
     pub verdict: Verdict,
     /// What was looked at.
@@ -45,18 +45,13 @@ pub struct Finding {
 
 /// All that was looked at, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub(crate) struct Report {
     findings: Vec<Finding>,
 }
 
 impl Report {
-    /// Each finding.
-    pub fn findings(&self) -> &[Finding] {
-        &self.findings
-    }
-
     /// Whether nothing failed.
-    pub fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         self.count(Verdict::Fail) == 0
     }
 
@@ -94,10 +89,10 @@ impl fmt::Display for Report {
 /// Looks at everything. Takes half a minute at most.
 ///
 /// Dropping the future gives up; sessions it opened on the server end with it.
-pub async fn check(loaded: &Loaded) -> Report {
+pub(crate) async fn check(loaded: &Loaded) -> Report {
     let mut report = Report::default();
     machine::look(loaded, &mut report);
-    door::look(loaded, &mut report);
-    server::look(&loaded.config, &mut report).await;
+    client_access::look(loaded, &mut report);
+    upstream::look(&loaded.config, &mut report).await;
     report
 }

@@ -1,4 +1,5 @@
 //! The tests that run the program, against a real PostgreSQL. One binary; each module one subject.
+#![allow(unreachable_pub, reason = "a test has no outside")]
 #![allow(clippy::unwrap_used, reason = "a test that fails to unwrap has failed")]
 #![allow(clippy::disallowed_methods, reason = "tests stand outside the process whose clock it is")]
 
@@ -10,12 +11,9 @@ mod cli;
 mod client_tls;
 mod control;
 mod deaths;
-mod detection;
 mod differential;
 mod drill;
 mod faults;
-mod floors;
-mod fuzz;
 mod handover;
 mod leaks;
 mod lifecycle;

@@ -1,0 +1,5 @@
+//! Sockets and streams, whoever is at the other end.
+
+pub(crate) mod inherited_sockets;
+pub(crate) mod stream;
+pub(crate) mod unix_socket;

@@ -1,0 +1,24 @@
+//! Parameters that the server is known to accept.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pgleash_wire::parameters::Accepted;
+use tokio::sync;
+
+/// What the server has been asked to take.
+#[derive(Default)]
+pub(crate) struct Trials {
+    taken: Mutex<Accepted>,
+    pub(crate) turn: sync::Mutex<()>,
+}
+
+impl Trials {
+    /// There is another server to ask.
+    pub(crate) fn forget(&self) {
+        *self.taken() = Accepted::default();
+    }
+
+    pub(crate) fn taken(&self) -> MutexGuard<'_, Accepted> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

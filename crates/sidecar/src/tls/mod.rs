@@ -1,0 +1,4 @@
+//! TLS on both sides.
+
+pub mod listener;
+pub mod upstream;

@@ -1,0 +1,5 @@
+//! What Prometheus scrapes.
+
+pub(crate) mod counters;
+pub(crate) mod gauges;
+pub(crate) mod labels;
