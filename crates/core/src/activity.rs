@@ -6,8 +6,9 @@
 //! be reclaimed: the word in which it was seen idle no longer stands.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::fingerprint;
 use crate::ids::Moment;
@@ -116,7 +117,7 @@ impl Activity {
             pause.store(0, Ordering::Relaxed);
         }
         // What the client said before was of another checkout.
-        self.statement.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.statement.lock().clear();
         for word in &self.trace {
             word.store(0, Ordering::Relaxed);
         }
@@ -170,7 +171,7 @@ impl Activity {
 
     /// The holder sends this statement, whose memory it gets that of the last for. It belongs to this trace, if any.
     pub fn says(&self, statement: &mut Vec<u8>, trace: Trace) {
-        std::mem::swap(&mut *self.statement.lock().unwrap_or_else(PoisonError::into_inner), statement);
+        std::mem::swap(&mut *self.statement.lock(), statement);
         let words = [(trace.id >> 64) as u64, trace.id as u64, trace.span];
         for (kept, word) in self.trace.iter().zip(words) {
             kept.store(word, Ordering::Relaxed);
@@ -179,7 +180,7 @@ impl Activity {
 
     /// The fingerprint of the holder's last statement; empty if it has sent none with a text.
     pub fn statement(&self) -> String {
-        let statement = self.statement.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let statement = self.statement.lock().clone();
         fingerprint::of(&statement)
     }
 

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pgleash_core::Event;
 use tokio::signal::unix::Signal;
 
@@ -46,7 +47,7 @@ impl Reloader {
     /// # Errors
     /// All that is wrong.
     pub(crate) fn reload(&self) -> Result<Change, Vec<String>> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.lock();
         let read = config::load(&self.sources)
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>());
         let applied = read.and_then(|read| {

@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 use std::{io, thread};
 
 use metrics::Counter;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use pgleash_core::{Event, Level};
 use serde::{Serialize, Serializer};
 
@@ -138,10 +139,10 @@ impl Journal {
 
     /// The same; while there is none it waits, at most `within`.
     pub(crate) fn await_after(&self, after: u64, within: Duration) -> Vec<Arc<Record>> {
-        let state = self.lock();
+        let mut state = self.lock();
         let nothing = |state: &mut State| state.newest <= after && !state.closed;
-        let waited = self.grew.wait_timeout_while(state, within, nothing);
-        waited.unwrap_or_else(PoisonError::into_inner).0.latest_after(after)
+        self.grew.wait_while_for(&mut state, nothing, within);
+        state.latest_after(after)
     }
 
     /// `seq` of the newest record; 0 before the first.
@@ -151,10 +152,9 @@ impl Journal {
 
     /// Waits until all records present now are settled, at most `within`.
     pub(crate) fn flush(&self, within: Duration) -> bool {
-        let state = self.lock();
+        let mut state = self.lock();
         let goal = state.newest;
-        let waited = self.wrote.wait_timeout_while(state, within, |state| state.settled < goal);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        !self.wrote.wait_while_for(&mut state, |state| state.settled < goal, within).timed_out()
     }
 
     /// Lets the writer end once it has written what is left.
@@ -165,9 +165,9 @@ impl Journal {
 
     /// Waits for records and moves some into `batch`; false when closed and nothing is left.
     fn take(&self, batch: &mut Vec<Arc<Record>>) -> bool {
-        let state = self.lock();
+        let mut state = self.lock();
         let waiting = |state: &mut State| state.unwritten.is_empty() && !state.closed;
-        let mut state = self.grew.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner);
+        self.grew.wait_while(&mut state, waiting);
         let most = state.unwritten.len().min(BATCH);
         batch.extend(state.unwritten.drain(..most));
         !batch.is_empty()
@@ -179,7 +179,7 @@ impl Journal {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

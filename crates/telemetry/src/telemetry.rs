@@ -16,9 +16,10 @@ use std::fs::OpenOptions;
 use std::io;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pgleash_core::{Event, Level, PoolKey, Sink, Snapshot};
 use prometheus::TextEncoder;
 use prometheus::proto::MetricFamily;
@@ -54,7 +55,7 @@ impl Telemetry {
     /// Text format 0.0.4; see [`Telemetry::CONTENT_TYPE`].
     pub fn render(&self, snapshot: &Snapshot) -> String {
         let mut families = {
-            let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut apps = self.apps.lock();
             let folded = apps.admit(crate::metrics::gauges::checkouts_by_app(snapshot), pgleash_clock::now());
             self.meters.folded("app", folded);
             crate::metrics::gauges::families(snapshot, &apps, |pool| self.meters.label(pool))

@@ -8,7 +8,7 @@
 
 use std::fmt::Write;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,6 +16,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
+use parking_lot::Mutex;
 use pgleash_core::Moment;
 use pgleash_telemetry::Telemetry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -74,7 +75,7 @@ impl Streams {
 
     /// The snapshot, as JSON on one line.
     fn snapshot(&self) -> Arc<str> {
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = self.latest.lock();
         let now = pgleash_clock::now();
         match &*latest {
             Some((made, text)) if now.since(*made) < Self::FRESH => Arc::clone(text),

@@ -1,7 +1,6 @@
 //! Parameters that the server is known to accept.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_wire::parameters::Accepted;
 use tokio::sync;
 
@@ -19,6 +18,6 @@ impl Trials {
     }
 
     pub(crate) fn taken(&self) -> MutexGuard<'_, Accepted> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 }

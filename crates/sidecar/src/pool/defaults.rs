@@ -3,12 +3,13 @@
 //! Both may change while the pool is there. A small question tells, before a login and once in a while; connections
 //! from before a change are closed as they come home.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use deadpool_postgres::ClientWrapper;
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_core::{Holder, Moment, SessionId};
 use pgleash_wire::session_query;
 use pgleash_wire::session_query::{Admission, Defaults};
@@ -83,7 +84,7 @@ impl Known {
     }
 
     fn still(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changing.lock()
     }
 }
 

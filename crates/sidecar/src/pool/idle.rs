@@ -4,9 +4,10 @@
 //! future with hooks and time limits, which cost more than all the rest of a checkout. So what it has opened
 //! stays with the pool's own until it is closed.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use deadpool_postgres::{Client, ClientWrapper};
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_core::CloseReason;
 use pgleash_wire::parameters::Vars;
 
@@ -79,7 +80,7 @@ impl Rack {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelf> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

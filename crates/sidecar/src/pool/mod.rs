@@ -23,11 +23,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use deadpool_postgres::Pool;
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_core::{
     CheckoutId, CloseReason, Event, Evidence, Holder, Ledger, LivePolicy, Moment, Policy, PoolKey,
     PoolSnapshot, Reason, Sink,

@@ -1,10 +1,11 @@
 //! Opens connections for the pool and enters their beginning and their end into the ledger. Floor 3.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use parking_lot::Mutex;
 use pgleash_core::{ConnId, Event};
 use tokio::task::JoinHandle;
 
@@ -51,7 +52,7 @@ async fn open(inner: Weak<Inner>) -> Result<(tokio_postgres::Client, JoinHandle<
         let expires = now + jittered(inner.policy.load().max_lifetime);
         let conn = Arc::new(ServerConn::new(id, &dialled, target, found, (expires, now)));
         inner.welcomed_with(&conn.parameters);
-        let mut life = life.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut life = life.lock();
         if matches!(*life, Life::Dialling) {
             inner.ledger().opened(id, conn.backend_pid, expires, now);
             *life = Life::Open(Arc::clone(&conn));
@@ -91,7 +92,7 @@ struct LifeGuard {
 
 impl Drop for LifeGuard {
     fn drop(&mut self) {
-        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut life = self.life.lock();
         let before = std::mem::replace(&mut *life, Life::Ended);
         let Some(inner) = self.inner.upgrade() else { return };
         let Life::Open(conn) = before else { return inner.ledger().not_opened(pgleash_clock::now()) };

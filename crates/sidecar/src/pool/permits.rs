@@ -1,8 +1,9 @@
 //! The slots of a pool: a fair queue whose size may change while they are taken. Floor 3.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A pool's slots. Clones are the same slots.
@@ -59,7 +60,7 @@ impl Slots {
     /// Makes it `size` slots. Slots that are taken stay with whoever has them: where there are too many
     /// they are given up as they come home.
     pub(crate) fn resize(&self, size: usize) {
-        let mut before = self.0.size.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = self.0.size.lock();
         let grown = size.saturating_sub(*before);
         let shrunk = before.saturating_sub(size);
         *before = size;

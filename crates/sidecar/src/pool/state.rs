@@ -3,11 +3,12 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use deadpool_postgres::Pool;
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_core::{ConnId, Ledger, LivePolicy, Moment, PoolKey, Sink};
 use pgleash_wire::Library;
 use pgleash_wire::message::SqlState;
@@ -110,7 +111,7 @@ pub(crate) struct Inner {
 
 impl Inner {
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger<Leash>> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger.lock()
     }
 
     /// What a server connection reported at login is what clients are greeted with.
@@ -121,6 +122,6 @@ impl Inner {
     }
 
     pub(crate) fn roster(&self) -> MutexGuard<'_, BTreeMap<ConnId, Arc<ServerConn>>> {
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+        self.roster.lock()
     }
 }

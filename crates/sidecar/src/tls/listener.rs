@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use ring::digest;
 use rustls::crypto::ring as provider;
 use rustls::pki_types::pem::PemObject;
@@ -79,13 +80,13 @@ impl Certificates {
     /// As [`Certificates::load`]; what was shown before still is.
     pub fn reload(&self) -> Result<(), DoorError> {
         let shown = read(&self.files)?;
-        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = shown;
+        *self.shown.write() = shown;
         Ok(())
     }
 
     /// What a client is shown.
     pub fn shown(&self) -> Shown {
-        self.shown.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shown.read().clone()
     }
 
     /// Where it is read from.

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Connect;
+use parking_lot::RwLock;
 use rand::seq::SliceRandom;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
@@ -50,11 +51,11 @@ pub(crate) struct Passwords(RwLock<HashMap<String, String>>);
 impl Passwords {
     /// Puts these in the place of all others.
     pub(crate) fn set(&self, passwords: HashMap<String, String>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = passwords;
+        *self.0.write() = passwords;
     }
 
     fn of(&self, role: &str) -> Option<String> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(role).cloned()
+        self.0.read().get(role).cloned()
     }
 }
 

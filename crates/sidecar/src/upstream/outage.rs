@@ -4,9 +4,10 @@
 //! back is not met by a crowd. Everybody else waits for what that task finds.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_core::Moment;
 use tokio::sync::watch;
 
@@ -114,7 +115,7 @@ impl Outage {
     }
 
     fn last(&self) -> MutexGuard<'_, (Moment, Duration)> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last.lock()
     }
 }
 

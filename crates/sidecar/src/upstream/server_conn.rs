@@ -1,10 +1,11 @@
 //! One server connection, as its holders and the janitor share it. Floor 3.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_core::{CloseReason, ConnId, Moment};
 use pgleash_wire::parameters;
 use pgleash_wire::parameters::Vars;
@@ -140,7 +141,7 @@ impl ServerConn {
     }
 
     fn locked_applied(&self) -> MutexGuard<'_, Arc<Vars>> {
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+        self.applied.lock()
     }
 
     /// Says why it is about to be closed. The first word counts; without one it was lost.

@@ -11,10 +11,11 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BytesMut};
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_wire::frame::{Cut, Cutter, Direction};
 use pgleash_wire::message::read_parameter_status;
 use pgleash_wire::parameters::Vars;
@@ -366,7 +367,7 @@ impl Switch {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -430,7 +431,7 @@ impl AsyncWrite for HomeEnd {
 
 impl TlsStream for HomeEnd {
     fn channel_binding(&self) -> ChannelBinding {
-        let binding = self.binding.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let binding = self.binding.lock().take();
         binding.unwrap_or_else(ChannelBinding::none)
     }
 }

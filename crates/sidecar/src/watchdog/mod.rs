@@ -7,10 +7,11 @@
 pub(crate) mod wait_sampler;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pgleash_core::{Action, CheckoutId, Due, Event, Moment, Phase, Reason, Suppression, string_enum};
 use tokio::sync::Notify;
 
@@ -145,12 +146,12 @@ impl Keeper {
                 suppress(&pool, due, Suppression::Unconfirmed, pgleash_clock::now());
                 tokio::time::sleep(Keeper::LONGEST_SLEEP).await;
             }
-            confirming.lock().unwrap_or_else(PoisonError::into_inner).remove(&checkout);
+            confirming.lock().remove(&checkout);
         });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<CheckoutId>> {
-        self.confirming.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, HashSet<CheckoutId>> {
+        self.confirming.lock()
     }
 }
 
@@ -235,7 +236,7 @@ fn is_only_watched(pool: &WatchedPool) -> bool {
 fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
     let inner = pool.inner();
     let policy = inner.policy.load();
-    let mut reclaims = inner.reclaims.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut reclaims = inner.reclaims.lock();
     while reclaims.front().is_some_and(|at| now.since(*at) >= policy.budget.per) {
         reclaims.pop_front();
     }

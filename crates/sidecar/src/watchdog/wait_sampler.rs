@@ -8,10 +8,11 @@
 pub(crate) mod baseline;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pgleash_core::{Event, Moment, Running, Wait, Waiting};
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
@@ -55,8 +56,8 @@ impl Survey {
     /// A table is told again after this.
     const AGAIN: Duration = Duration::from_secs(600);
 
-    fn times(&self) -> std::sync::MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    fn times(&self) -> parking_lot::MutexGuard<'_, Times> {
+        self.times.lock()
     }
 
     /// Whether it may be asked now; if so, it is being asked from now on.

@@ -7,10 +7,11 @@
 //! Handles are made once for each pool. A hot event (a checkout begins or ends) then costs a look
 //! through the pools and a few atomic additions: no lock, no formatting, no allocation.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use metrics::{Counter, SharedString, counter, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use parking_lot::Mutex;
 use pgleash_core::{
     Channel, CloseReason, Delivery, Event, PoolKey, Reason, RecycleAction, RecycleOutcome, Refusal,
     Resolution, Suppression,
@@ -287,7 +288,7 @@ impl Pools {
             return found;
         }
         if self.own[POOLS_MAX - 1].get().is_none() {
-            let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+            let _adding = self.adding.lock();
             if let Some(found) = self.find(pool) {
                 return found;
             }

@@ -2,11 +2,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pgleash_core::{CheckoutSnapshot, ConnId, Evidence, PoolKey, PoolSnapshot, Reason, Refusal};
 use serde_json::Value;
 
@@ -253,7 +254,7 @@ fn the_log_has_one_json_object_a_line() {
     }
     assert!(telemetry.flush(SOON));
 
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let text = String::from_utf8(log.0.lock().clone()).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
     assert!(
@@ -455,7 +456,7 @@ struct Shared(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Shared {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(text)
+        self.0.lock().write(text)
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())

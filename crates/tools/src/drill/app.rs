@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_core::Moment;
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
@@ -142,7 +143,7 @@ impl App {
 
     /// What was seen so far.
     pub fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.journal.lock()
     }
 
     /// Makes each payment when its customer arrives, whether or not earlier ones are done, and returns
@@ -167,7 +168,7 @@ impl App {
 
     /// Ends the service: its connections close, the forgotten ones too.
     pub async fn quit(&self) {
-        let forgotten = std::mem::take(&mut *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner));
+        let forgotten = std::mem::take(&mut *self.forgotten.lock());
         for session in forgotten {
             session.close().await;
         }
@@ -271,7 +272,7 @@ impl App {
 
     fn forget(&self, session: Session, leak: Leak) {
         self.journal().planted.push(Planted { session: session.id, leak, at: self.elapsed() });
-        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        self.forgotten.lock().push(session);
     }
 }
 

@@ -8,9 +8,10 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use pgleash_core::Moment;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
@@ -255,7 +256,7 @@ impl Ear {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 fn keep(lines: &Mutex<VecDeque<String>>, text: String) {

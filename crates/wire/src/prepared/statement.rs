@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use pgleash_core::Pins;
 
 /// A prepared statement, told from others by its content: the text, the parameters' types as the server
@@ -121,7 +122,7 @@ impl Library {
         let mut hasher = DefaultHasher::new();
         statement.hash(&mut hasher);
         let key = hasher.finish();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if let Some(known) = known.statements.get(&key).and_then(Weak::upgrade) {
             // Of two with the same hash the second is not shared, which does no harm.
             return if *known == statement { known } else { Arc::new(statement) };
@@ -160,7 +161,7 @@ mod tests {
         for n in 0..10 * Library::SWEEP_FROM {
             library.shared(statement(&n.to_string()));
         }
-        let known = library.known.lock().unwrap();
+        let known = library.known.lock();
         assert!(known.statements.len() <= Library::SWEEP_FROM, "{}", known.statements.len());
         assert!(known.statements.values().any(|known| known.ptr_eq(&Arc::downgrade(&one))));
     }

@@ -2,10 +2,10 @@ pub(super) mod event_stream;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pgleash_core::Sink;
 use pgleash_telemetry::fixtures;
 use serde_json::Value;
@@ -23,7 +23,7 @@ struct Incident {
 
 impl Incident {
     fn verdict(&self) -> Result<(), String> {
-        match self.trouble.lock().unwrap().as_str() {
+        match self.trouble.lock().as_str() {
             "" => Ok(()),
             "panic" => panic!("a test asked for it"),
             trouble => Err(trouble.to_owned()),
@@ -71,7 +71,7 @@ fn health_and_readiness_say_ok_or_why_not() {
         let answer = running.get(path);
         assert_eq!((answer.status, answer.body.as_str()), (200, "ok\n"), "{path}");
     }
-    "the keeper has not looked for 12 s".clone_into(&mut running.source.trouble.lock().unwrap());
+    "the keeper has not looked for 12 s".clone_into(&mut running.source.trouble.lock());
     for path in ["/healthz", "/readyz"] {
         let answer = running.get(path);
         assert_eq!(
@@ -330,14 +330,13 @@ fn clients_that_do_not_read_are_cut_off_and_make_room() {
 #[test]
 fn a_panic_costs_one_answer_only() {
     let running = Running::start();
-    "panic".clone_into(&mut running.source.trouble.lock().unwrap());
+    "panic".clone_into(&mut running.source.trouble.lock());
     let mut client = running.connect();
     client.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut rest = String::new();
     let _ = client.read_to_string(&mut rest);
     assert_eq!(rest, "");
-    running.source.trouble.clear_poison();
-    running.source.trouble.lock().unwrap().clear();
+    running.source.trouble.lock().clear();
     assert_eq!(running.get("/healthz").status, 200);
 }
 

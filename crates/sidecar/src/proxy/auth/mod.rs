@@ -5,9 +5,10 @@ pub(crate) mod users_file;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::{Mutex, RwLock};
 use pgleash_core::{Credential, Event, Sink};
 use pgleash_wire::scram::Verifier;
 
@@ -128,7 +129,7 @@ impl Credentials {
             Some(lookup) => lookup.ask(user, sink).await,
             None => Ok(Known::Nobody),
         };
-        let users = self.users.read().unwrap_or_else(PoisonError::into_inner);
+        let users = self.users.read();
         if let Some(user) = users.get(user) {
             return Ok((user.verifier.clone(), "wrong password"));
         }
@@ -153,13 +154,13 @@ impl Credentials {
         let users = Users::load(path, &self.secret).map_err(|error| error.to_string())?;
         self.passwords.set(users.passwords());
         let count = users.len();
-        *self.users.write().unwrap_or_else(PoisonError::into_inner) = users;
+        *self.users.write() = users;
         Ok(count)
     }
 
     /// Whether a file is another than at the last look.
     fn changed(&self) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         let certificates = self.certificates.iter().flat_map(|certificates| certificates.files().paths());
         let paths = certificates.chain(self.file.as_deref());
         paths.fold(false, |changed, path| {

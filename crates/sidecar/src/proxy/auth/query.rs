@@ -5,10 +5,11 @@
 //! a pooler that let it).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex as StdMutex;
 use pgleash_core::{Event, Moment, PoolKey, Sink};
 use pgleash_wire::scram::Verifier;
 use tokio::sync::Mutex;
@@ -73,7 +74,7 @@ impl Lookup {
         let user = target.postgres.get_user().unwrap_or_default();
         let database = target.postgres.get_dbname().unwrap_or(user);
         self.target.store(Arc::new(target.for_login(database, user)));
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.answers.lock().clear();
     }
 
     /// Asks, or remembers. Cancel safe.
@@ -121,7 +122,7 @@ impl Lookup {
 
     /// A proof has failed: if the answer is not just come, the password may have changed meanwhile.
     pub(crate) fn doubt(&self, user: &str) {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.answers.lock();
         let old = |asked: Moment| pgleash_clock::now().since(asked) > Duration::from_secs(1);
         if answers.get(user).is_some_and(|(asked, _)| old(*asked)) {
             answers.remove(user);
@@ -137,13 +138,13 @@ impl Lookup {
     }
 
     fn remembered(&self, user: &str) -> Option<Known> {
-        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = self.answers.lock();
         let (asked, known) = answers.get(user)?;
         (pgleash_clock::now().since(*asked) < FRESH).then(|| known.clone())
     }
 
     fn remember(&self, user: &str, known: &Known) {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.answers.lock();
         let now = pgleash_clock::now();
         if answers.len() >= MOST {
             answers.retain(|_, (asked, _)| now.since(*asked) < FRESH);

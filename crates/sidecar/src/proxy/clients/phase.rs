@@ -1,6 +1,8 @@
 //! Where a session stands, as a cancel request finds it. Floor 4.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::upstream::server_conn::{Cancel, ServerConn};
 
@@ -71,6 +73,6 @@ impl Stand {
     }
 
     fn lock(&self) -> MutexGuard<'_, Where> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
