@@ -113,7 +113,7 @@ pub fn set_back(name: &str, value: &str, default: &str, is_local: bool) -> Strin
     let (name, value, default) = (literal(name), literal(value), literal(default));
     format!(
         "SELECT pg_catalog.set_config({name},{value},{is_local}) \
-         WHERE pg_catalog.current_setting({name}) OPERATOR(pg_catalog.=) {default}::pg_catalog.text;"
+         WHERE pg_catalog.current_setting({name},true) OPERATOR(pg_catalog.=) {default}::pg_catalog.text;"
     )
 }
 

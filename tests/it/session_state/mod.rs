@@ -272,6 +272,36 @@ async fn a_reload_reaches_each_session_that_has_set_nothing_else() {
     finish(leash, &database).await;
 }
 
+/// A RESET in an open transaction goes back to the login's values, whatever has failed or was reported before it.
+#[tokio::test]
+async fn a_reset_in_a_transaction_goes_back_to_the_login() {
+    let database = Server::shared().database().await;
+    let leash = Leash::on(&database).mode(Mode::Transaction).set("pool.size", 1).start().await;
+    let shows = "SELECT current_setting('app.tenant', true) || ' ' || current_setting('work_mem')";
+    for before in [
+        "SELECT 1",
+        "SET LOCAL standard_conforming_strings = off",
+        "SELECT set_config('standard_conforming_strings', 'off', true)",
+        "SELECT set_config('role', 'app', false)",
+        "SAVEPOINT x; SET work_mem = '9MB'; ROLLBACK TO x",
+    ] {
+        let mut client = Raw::connect(leash.port()).await;
+        let own = ("options", "-c app.tenant=1 -c work_mem=6MB");
+        client.startup(raw::PROTOCOL_3_0, &[("user", "app"), ("database", &database.name), own]).await;
+        client.until_ready().await;
+        client.query("BEGIN").await;
+        client.query(before).await;
+        for resets in ["RESET app.tenant", "SET work_mem = DEFAULT", "RESET ALL"] {
+            plays(&mut client, Form::Unnamed, resets).await;
+            assert_eq!(client.one(shows).await, "1 6MB", "{before}; {resets}");
+        }
+        client.query("ROLLBACK").await;
+        assert_eq!(client.one(shows).await, "1 6MB", "{before}, at its end");
+        client.close().await;
+    }
+    finish(leash, &database).await;
+}
+
 /// A purpose that is gone by the time that the server is asked keeps nothing, and one that is there is shown.
 #[tokio::test]
 async fn the_server_says_what_pins() {

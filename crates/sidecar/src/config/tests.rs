@@ -364,7 +364,7 @@ fn the_admin_address_is_found_without_the_rest() {
 
 #[test]
 fn the_example_file_sets_every_key_to_its_default() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("pgleash.example.toml");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pgleash.example.toml");
     let wanted = print::example();
     if fs::read_to_string(&path).unwrap_or_default() != wanted {
         fs::write(&path, &wanted).unwrap();

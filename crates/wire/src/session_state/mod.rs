@@ -36,6 +36,8 @@ pub struct Words {
     changes: u64,
     /// Whether something was undone since the server was asked last.
     undone: bool,
+    /// Whether what was set back last may have been undone: nothing has been set or set back since.
+    back_undone: bool,
     /// Whether what is created may come to be in the temporary schema, by `search_path`.
     makes_temporary: bool,
     /// The server has closed all prepared statements since it was asked last.
@@ -71,6 +73,7 @@ impl Words {
             prepared,
             changes: 0,
             undone: false,
+            back_undone: false,
             makes_temporary: temporary,
             deallocated: false,
             resets_soon: false,
@@ -221,13 +224,17 @@ impl Words {
 
     /// The server has completed a command.
     pub fn completed(&mut self, tag: &[u8]) {
-        self.undone |= tag.starts_with(b"ROLLBACK");
+        if tag.starts_with(b"ROLLBACK") {
+            (self.undone, self.back_undone) = (true, true);
+        } else if self.back_undone && matches!(tag, b"RESET\0" | b"SET\0" | b"DISCARD ALL\0") {
+            self.back_undone = false;
+        }
         self.deallocated |= matches!(tag, b"DEALLOCATE ALL\0" | b"DISCARD ALL\0");
     }
 
     /// The server has said an error: what was done in its transaction may be undone.
     pub fn failed(&mut self) {
-        self.undone = true;
+        (self.undone, self.back_undone) = (true, true);
     }
 
     /// Nothing is owed and no transaction is open.
@@ -276,6 +283,11 @@ impl Words {
         self.undone
     }
 
+    /// Whether what the client has set back last may have been undone since.
+    pub const fn is_back_undone(&self) -> bool {
+        self.back_undone
+    }
+
     /// What the connection is kept for that the server can be asked about.
     pub const fn verifiable(&self) -> Pins {
         self.ran.and(self.pinned).within(Pins::VERIFIABLE)
@@ -290,7 +302,7 @@ impl Words {
         self.ran = Pins::default();
         self.touched.clear();
         self.all_back = false;
-        self.undone = false;
+        (self.undone, self.back_undone) = (false, false);
         self.holds = false;
     }
 

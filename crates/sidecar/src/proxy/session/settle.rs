@@ -103,7 +103,7 @@ impl Session {
 
     /// Parameters that the client has set back within its transaction are its own there, too.
     async fn restore_within(&mut self, checkout: &Checkout, words: &Words) -> Result<(), CheckoutError> {
-        if words.is_undone() {
+        if words.is_back_undone() {
             return Ok(());
         }
         let conn = checkout.conn();
@@ -114,7 +114,9 @@ impl Session {
                 continue;
             }
             // A role is set and reset by the same statements; it is the client's own at the end of the transaction.
-            if let Some(default) = conn.defaults.values.get(name) {
+            // A parameter with a dot is empty when it is set back.
+            let default = conn.defaults.values.get(name).map(String::as_str);
+            if let Some(default) = default.or_else(|| name.contains('.').then_some("")) {
                 sql.push_str(&parameters::set_back(name, value, default, is_local));
             }
         }
