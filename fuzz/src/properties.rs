@@ -5,7 +5,7 @@ use pgleash_core::{Pins, fingerprint};
 use pgleash_wire::frame::{Cut, Cutter, Direction, FrameError, HEADER, whole_frames};
 use pgleash_wire::message::SqlState;
 use pgleash_wire::startup::{FirstPacket, MAX_FIRST_PACKET};
-use pgleash_wire::{Down, Names, Prepared, Pulse, Scanner, Tags, Up, Whose, message, startup};
+use pgleash_wire::{Down, Names, Prepared, ProtocolState, Scanner, Tags, Up, Whose, message, startup};
 
 /// Bytes from somebody at the door, as the gate reads them: lengths and bodies, one after the other.
 pub(crate) fn first_packets(mut bytes: &[u8]) {
@@ -72,12 +72,12 @@ struct Heard {
     /// Direction, tag, length and body.
     frames: Vec<(Direction, u8, usize, Vec<u8>)>,
     error: Option<FrameError>,
-    pulse: String,
+    protocol: String,
 }
 
 fn listen(script: &[u8], capacity: usize, cut: usize) -> Heard {
     let mut ears = [Ear::new(Direction::Frontend, capacity), Ear::new(Direction::Backend, capacity)];
-    let mut pulse = Pulse::new();
+    let mut protocol = ProtocolState::new();
     let mut heard = Heard::default();
     let mut script = script;
     'turns: while let Some((&turn, rest)) = script.split_first() {
@@ -85,13 +85,13 @@ fn listen(script: &[u8], capacity: usize, cut: usize) -> Heard {
         script = rest;
         let ear = &mut ears[usize::from(turn >> 7)];
         for piece in said.chunks(cut.min(capacity)) {
-            if let Err(error) = ear.read(piece, &mut pulse, &mut heard) {
+            if let Err(error) = ear.read(piece, &mut protocol, &mut heard) {
                 heard.error = Some(error);
                 break 'turns;
             }
         }
     }
-    heard.pulse = format!("{pulse:?} {:?} {}", pulse.beat(), pulse.is_full());
+    heard.protocol = format!("{protocol:?} {:?} {}", protocol.conn_activity(), protocol.is_full());
     heard
 }
 
@@ -108,19 +108,24 @@ impl Ear {
         Ear { direction, capacity, buffer: Vec::new(), cutter: Cutter::new(direction) }
     }
 
-    fn read(&mut self, mut piece: &[u8], pulse: &mut Pulse, heard: &mut Heard) -> Result<(), FrameError> {
+    fn read(
+        &mut self,
+        mut piece: &[u8],
+        protocol: &mut ProtocolState,
+        heard: &mut Heard,
+    ) -> Result<(), FrameError> {
         while !piece.is_empty() {
             let room = self.capacity - self.buffer.len();
             assert!(room > 0, "the cutter waits for more than there can be");
             let (now, later) = piece.split_at(room.min(piece.len()));
             self.buffer.extend(now);
             piece = later;
-            self.walk(pulse, heard)?;
+            self.walk(protocol, heard)?;
         }
         Ok(())
     }
 
-    fn walk(&mut self, pulse: &mut Pulse, heard: &mut Heard) -> Result<(), FrameError> {
+    fn walk(&mut self, protocol: &mut ProtocolState, heard: &mut Heard) -> Result<(), FrameError> {
         loop {
             let full = self.buffer.len() >= self.capacity;
             let taken = match self.cutter.next(&self.buffer, full, wanted)? {
@@ -134,8 +139,8 @@ impl Ear {
                     assert_eq!(taken, HEADER + frame.body.len());
                     assert!(frame.body.len() <= frame.body_len);
                     match self.direction {
-                        Direction::Frontend => pulse.sent(frame.tag),
-                        Direction::Backend => pulse.received(frame.tag, frame.body.first().copied()),
+                        Direction::Frontend => protocol.sent(frame.tag),
+                        Direction::Backend => protocol.received(frame.tag, frame.body.first().copied()),
                     }
                     heard.frames.push((self.direction, frame.tag, frame.body_len, frame.body.to_vec()));
                     taken
@@ -176,7 +181,7 @@ pub(crate) fn prepared(script: &[u8]) {
 struct Renaming {
     names: Names,
     prepared: Prepared,
-    pulse: Pulse,
+    protocol: ProtocolState,
     cutters: [Cutter; 2],
     heard: [Vec<u8>; 2],
     told: [Vec<u8>; 2],
@@ -190,7 +195,7 @@ impl Default for Renaming {
         Self {
             names,
             prepared,
-            pulse: Pulse::new(),
+            protocol: ProtocolState::new(),
             cutters: [Cutter::new(Direction::Frontend), Cutter::new(Direction::Backend)],
             heard: Default::default(),
             told: Default::default(),
@@ -207,17 +212,17 @@ impl Renaming {
         }
         self.pass_up()?;
         if self.cutters[0].at_boundary()
-            && let Some(closes) = self.pulse.asks()
+            && let Some(closes) = self.protocol.asks()
         {
             self.told[0].extend(message::whose_turn(closes));
         }
-        (!self.pulse.is_lost()).then_some(())
+        (!self.protocol.is_lost()).then_some(())
     }
 
     fn pass_up(&mut self) -> Option<()> {
-        let Self { names, prepared, pulse, sending, .. } = self;
+        let Self { names, prepared, protocol, sending, .. } = self;
         let (cutter, heard, told) = (&mut self.cutters[0], &mut self.heard[0], &mut self.told[0]);
-        while !pulse.is_full() && !prepared.is_full() && !pulse.holds() {
+        while !protocol.is_full() && !prepared.is_full() && !protocol.holds() {
             let place = cutter.clone();
             let (dropped, taken) = match cutter.next(heard, false, Prepared::wanted_up).ok()? {
                 Cut::More => break,
@@ -227,7 +232,7 @@ impl Renaming {
                 }
                 Cut::Frame(frame, taken) => {
                     *sending = frame.tag;
-                    let fate = prepared.up(frame, names, pulse);
+                    let fate = prepared.up(frame, names, protocol);
                     told.append(prepared.out());
                     match fate {
                         Up::Wait => {
@@ -235,7 +240,7 @@ impl Renaming {
                             break;
                         }
                         Up::TooLong => return None,
-                        Up::Pass | Up::Renamed(_) => pulse.begun(*sending),
+                        Up::Pass | Up::Renamed(_) => protocol.begun(*sending),
                     }
                     (if let Up::Renamed(bytes) = fate { bytes } else { 0 }, taken)
                 }
@@ -243,8 +248,8 @@ impl Renaming {
             assert!(dropped <= taken, "more is replaced than there was");
             told.extend(heard.drain(..taken).skip(dropped));
             if cutter.at_boundary() {
-                pulse.sent(*sending);
-                prepared.up_ends(Pins::default(), names, pulse);
+                protocol.sent(*sending);
+                prepared.up_ends(Pins::default(), names, protocol);
                 told.append(prepared.out());
             }
         }
@@ -252,19 +257,19 @@ impl Renaming {
     }
 
     fn pass_down(&mut self) -> Option<()> {
-        let Self { names, prepared, pulse, .. } = self;
+        let Self { names, prepared, protocol, .. } = self;
         let (cutter, heard, told) = (&mut self.cutters[1], &mut self.heard[1], &mut self.told[1]);
         let want = |tag| if tag == b'Z' { 1 } else { Prepared::wanted_down(tag) };
-        while !pulse.is_lost() {
+        while !protocol.is_lost() {
             let (fate, taken) = match cutter.next(heard, false, want).ok()? {
                 Cut::More => break,
                 Cut::Body(piece, taken) => (prepared.down_body(piece), taken),
-                Cut::Frame(frame, taken) => match pulse.hears(frame.tag, frame.body.first().copied()) {
+                Cut::Frame(frame, taken) => match protocol.hears(frame.tag, frame.body.first().copied()) {
                     // Neither of the two has a body that may come later.
                     Whose::Ours if !frame.is_whole() => return None,
                     Whose::Ours => (Down::Drop, taken),
                     Whose::Client(_) => {
-                        pulse.received(frame.tag, frame.body.first().copied());
+                        protocol.received(frame.tag, frame.body.first().copied());
                         (prepared.down(frame, names), taken)
                     }
                 },

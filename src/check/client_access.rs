@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pgleash_sidecar::Users;
-use pgleash_sidecar::config::{AuthMethod, DoorMode, Listen, Loaded};
+use pgleash_sidecar::config::{AuthMethod, Listen, ListenerMode, Loaded};
 use pgleash_sidecar::tls::listener::Certificates;
 
 use crate::check::Report;
@@ -53,7 +53,7 @@ fn look_at_certificate(loaded: &Loaded, report: &mut Report) {
         return;
     };
     warn_of_readers("tls.key", &files.key, report);
-    if tls.mode == DoorMode::Allow {
+    if tls.mode == ListenerMode::Allow {
         report.warn("tls.mode", "clients of other machines may send their data unencrypted");
     }
     let shown = match Certificates::load(files) {

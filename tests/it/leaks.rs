@@ -109,7 +109,7 @@ async fn an_idle_transaction_is_taken_back(mode: Mode) {
     assert_eq!(metrics.sum("leaks_detected_total", &[("reason", "idle_in_transaction")]), 1.0);
     assert_eq!(metrics.sum("leaks_resolved_total", &[("resolution", "reclaimed")]), 1.0);
     assert_eq!(metrics.sum("recycles_total", &[("outcome", "reissued")]), 1.0);
-    assert_eq!(metrics.sum("recycles_regretted_total", &[]), 0.0);
+    assert_eq!(metrics.sum("reclaims_regretted_total", &[]), 0.0);
     next.close().await;
     finish(leash, &database).await;
 }
@@ -189,7 +189,7 @@ async fn observe_finds_and_does_not_act(mode: Mode) {
     holder.close().await;
     assert_eq!(leash.events_named("reclaim_suppressed").len(), 1, "told once for each checkout");
     let metrics = leash.metrics().await;
-    assert_eq!(metrics.sum("recycles_suppressed_total", &[("reason", "observe")]), 1.0);
+    assert_eq!(metrics.sum("reclaims_suppressed_total", &[("reason", "observe")]), 1.0);
     assert_eq!(metrics.sum("leaks_resolved_total", &[("resolution", "reclaimed")]), 0.0);
     assert_eq!(metrics.sum("dry_run_outcomes_total", &[("resolution", "returned")]), 1.0);
     assert_eq!(metrics.sum("enforcement_enabled", &[]), 0.0);
@@ -376,7 +376,7 @@ async fn the_budget_holds(mode: Mode) {
         }
     }
     assert_eq!(taken, 1, "25 % of 4 is one");
-    assert!(leash.metrics().await.sum("recycles_suppressed_total", &[("reason", "budget")]) >= 2.0);
+    assert!(leash.metrics().await.sum("reclaims_suppressed_total", &[("reason", "budget")]) >= 2.0);
     finish(leash, &database).await;
 }
 
@@ -400,7 +400,7 @@ async fn a_holder_that_speaks_after_the_reclaim_is_regretted(mode: Mode) {
     assert_eq!(holder.fatal().await.field('C'), "25P03");
     let regretted = leash.event("reclaim_regretted", of(holder.pid)).await;
     assert!(regretted["after_seconds"].as_f64().unwrap() >= 0.0);
-    assert_eq!(leash.metrics().await.sum("recycles_regretted_total", &[]), 1.0);
+    assert_eq!(leash.metrics().await.sum("reclaims_regretted_total", &[]), 1.0);
     serves(&leash).await;
     finish(leash, &database).await;
 }

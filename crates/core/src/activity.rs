@@ -1,6 +1,6 @@
-//! What one holder's connection is doing, in one atomic word. Floor 1.
+//! What one holder's connection is doing, in one atomic word.
 //!
-//! The data path publishes; the keeper observes, and takes the connection by a compare-and-swap on
+//! The data path publishes; the watchdog observes, and takes the connection by a compare-and-swap on
 //! what it observed. Whoever swaps first has it: a holder that moves voids the verdict, a verdict
 //! that is carried out stops the holder at its next byte. So a checkout with work in flight cannot
 //! be reclaimed: the word in which it was seen idle no longer stands.
@@ -30,7 +30,7 @@ pub enum Phase {
 
 /// The holder has lost the connection, or has given it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken;
+pub struct Reclaimed;
 
 /// A pause: the client has the word, and nothing is in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,7 +90,7 @@ pub struct Activity {
     /// epoch, phase, OVER, TAKEN.
     word: AtomicU64,
     last_active: AtomicU64,
-    /// The epoch about which the keeper asks whether there is really nothing to read.
+    /// The epoch about which the watchdog asks whether there is really nothing to read.
     asked: AtomicU64,
     /// The epoch at which the holder's task last looked and found nothing.
     answered: AtomicU64,
@@ -128,8 +128,8 @@ impl Activity {
     /// The holder moved, and is now in `phase`.
     ///
     /// # Errors
-    /// [`Taken`] if the connection was reclaimed: not one more byte may be forwarded.
-    pub fn publish(&self, phase: Phase, now: Moment) -> Result<(), Taken> {
+    /// [`Reclaimed`] if the connection was reclaimed: not one more byte may be forwarded.
+    pub fn publish(&self, phase: Phase, now: Moment) -> Result<(), Reclaimed> {
         if let Some(pause) = Pause::of(phase_in(self.word.load(Ordering::Relaxed))) {
             let since = Moment::from_nanos(self.last_active.load(Ordering::Relaxed));
             let length = u64::try_from(now.since(since).as_nanos()).unwrap_or(u64::MAX).max(1);
@@ -143,14 +143,14 @@ impl Activity {
     /// The holder gives the connection back.
     ///
     /// # Errors
-    /// [`Taken`] if it was reclaimed before.
-    pub fn finish(&self) -> Result<(), Taken> {
+    /// [`Reclaimed`] if it was reclaimed before.
+    pub fn finish(&self) -> Result<(), Reclaimed> {
         self.swap(|word| ((word >> EPOCH_SHIFT) + 1) << EPOCH_SHIFT | OVER)
     }
 
-    fn swap(&self, next: impl Fn(u64) -> u64) -> Result<(), Taken> {
+    fn swap(&self, next: impl Fn(u64) -> u64) -> Result<(), Reclaimed> {
         let step = |word| (word & TAKEN == 0).then(|| next(word));
-        self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).map(drop).map_err(|_| Taken)
+        self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).map(drop).map_err(|_| Reclaimed)
     }
 
     /// What the holder is doing.
@@ -202,7 +202,7 @@ impl Activity {
         confirmed
     }
 
-    /// Whether the keeper has asked, and the answer would be about now.
+    /// Whether the watchdog has asked, and the answer would be about now.
     pub fn is_asked(&self) -> bool {
         let epoch = self.word.load(Ordering::Relaxed) >> EPOCH_SHIFT;
         self.asked.load(Ordering::Acquire) == epoch && self.answered.load(Ordering::Relaxed) != epoch
@@ -271,8 +271,8 @@ mod tests {
         activity.begin(T1);
         activity.publish(Phase::InTransaction, T1).unwrap();
         assert!(activity.take(activity.observe()));
-        assert_eq!(activity.publish(Phase::InFlight, T2), Err(Taken));
-        assert_eq!(activity.finish(), Err(Taken));
+        assert_eq!(activity.publish(Phase::InFlight, T2), Err(Reclaimed));
+        assert_eq!(activity.finish(), Err(Reclaimed));
     }
 
     #[test]
@@ -321,7 +321,7 @@ mod tests {
         assert!(!activity.take(activity.observe()));
     }
 
-    /// What the holder and the keeper each believe, thousands of times at once: of a move that must
+    /// What the holder and the watchdog each believe, thousands of times at once: of a move that must
     /// not be taken for idle (2. in the first story) and a taking, never both go through.
     #[test]
     fn never_do_both_holder_and_keeper_succeed() {

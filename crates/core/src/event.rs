@@ -1,4 +1,4 @@
-//! The closed list of facts. Floor 0.
+//! The closed list of facts.
 //!
 //! Each fact is one variant; telemetry turns it into a counter, a log line, or both, in one place.
 //! No variant carries SQL, a password, or a cancel key.

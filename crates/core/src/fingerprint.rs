@@ -1,4 +1,4 @@
-//! A statement without its values: what may be shown of it. Floor 0.
+//! A statement without its values: what may be shown of it.
 //!
 //! sqlparser's tokenizer reads it as PostgreSQL would ("Lexical Structure"); whatever is not a word, a sign or a
 //! parameter becomes `?`. Comments are left out. Where the text cannot be read any further, as when it was cut
@@ -21,10 +21,10 @@ pub fn of(statement: &[u8]) -> String {
     let whole =
         Tokenizer::new(&PostgreSqlDialect {}, text).tokenize_with_location_into_buf(&mut tokens).is_ok();
     let mut shown = String::new();
-    let mut place = Place::Begin;
+    let mut place = Position::Begin;
     for token in &tokens {
         let next = match (place, &token.token) {
-            (Place::Value, Token::Word(_)) => "?".to_owned(),
+            (Position::Value, Token::Word(_)) => "?".to_owned(),
             (_, token) => shown_as(token),
         };
         place = place.behind(&token.token);
@@ -52,23 +52,23 @@ pub fn of(statement: &[u8]) -> String {
 
 /// Where in a statement a token is. The value of a SET may be a word.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Position {
     Begin,
     Set,
     Value,
     Other,
 }
 
-impl Place {
+impl Position {
     fn behind(self, token: &Token) -> Self {
         let is = |text: &str| matches!(token, Token::Word(word) if word.value.eq_ignore_ascii_case(text));
         match (self, token) {
-            (_, Token::SemiColon) => Place::Begin,
+            (_, Token::SemiColon) => Position::Begin,
             (place, Token::Whitespace(_)) => place,
-            (Place::Begin, _) if is("set") => Place::Set,
-            (Place::Begin, _) => Place::Other,
-            (Place::Set, Token::Eq) => Place::Value,
-            (Place::Set, _) if is("to") => Place::Value,
+            (Position::Begin, _) if is("set") => Position::Set,
+            (Position::Begin, _) => Position::Other,
+            (Position::Set, Token::Eq) => Position::Value,
+            (Position::Set, _) if is("to") => Position::Value,
             (place, _) => place,
         }
     }

@@ -37,7 +37,7 @@ pub use crate::event::{
 };
 pub use crate::ids::{CheckoutId, ConnId, Holder, Moment, PoolKey, SessionId};
 pub use crate::invalid_value::InvalidValue;
-pub use crate::ledger::{Due, Ledger, Place, Running, Waiting};
+pub use crate::ledger::{ConnPlace, Due, Ledger, Running, Waiting};
 pub use crate::pin::{Pin, Pins};
 pub use crate::policy::{Action, Budget, LivePolicy, Policy, PoolMode, Rules};
 pub use crate::snapshot::{

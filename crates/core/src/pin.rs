@@ -1,4 +1,4 @@
-//! Why a session keeps its server connection, and what statements may have done to it. Floor 0.
+//! Why a session keeps its server connection, and what statements may have done to it.
 
 use crate::string_enum;
 

@@ -1,4 +1,4 @@
-//! What the ledger shows: plain values, made at one moment. Floor 0.
+//! What the ledger shows: plain values, made at one moment.
 //!
 //! `/api/v1/snapshot`, the gauges and the page are all written from these.
 
@@ -56,7 +56,7 @@ pub struct Snapshot {
     pub draining: bool,
     /// `open`, `pausing` or `paused`.
     pub flow: FlowState,
-    /// Seconds since the keeper last looked at every pool.
+    /// Seconds since the watchdog last looked at every pool.
     pub observation_age_seconds: f64,
     /// Unix time of that look.
     pub observed_at_unix_seconds: f64,

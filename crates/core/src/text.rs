@@ -1,4 +1,4 @@
-//! Text from elsewhere, for a person to read. Floor 0.
+//! Text from elsewhere, for a person to read.
 
 /// Whether a character would act on a terminal, or turn the direction of a line.
 pub fn acts(letter: char) -> bool {

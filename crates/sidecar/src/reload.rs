@@ -1,4 +1,4 @@
-//! Reads the configuration again: on SIGHUP, when its file changes, or when it is asked to. Floor 4.
+//! Reads the configuration again: on SIGHUP, when its file changes, or when it is asked to.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,4 @@
-//! Many who ask for the same thing at the same time are served together. Floor 3.
+//! Many who ask for the same thing at the same time are served together.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

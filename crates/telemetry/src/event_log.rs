@@ -45,7 +45,7 @@ impl Serialize for Record {
 }
 
 /// The latest events of each kind, and those that the log still has to get.
-pub(crate) struct Journal {
+pub(crate) struct EventLog {
     state: Mutex<State>,
     grew: Condvar,
     wrote: Condvar,
@@ -99,7 +99,7 @@ impl State {
     }
 }
 
-impl Journal {
+impl EventLog {
     /// An empty journal; `dropped` counts lines that did not reach the log.
     pub(crate) fn new(dropped: Counter) -> Self {
         let state = State {
@@ -183,17 +183,17 @@ impl Journal {
     }
 }
 
-/// Starts the thread that writes `journal` to `log`. It ends after [`Journal::close`].
-pub(crate) fn spawn_writer(journal: &Arc<Journal>, log: Box<dyn Write + Send>) -> io::Result<()> {
-    let journal = Arc::clone(journal);
-    thread::Builder::new().name("pgleash-log".into()).spawn(move || write_out(&journal, log)).map(drop)
+/// Starts the thread that writes `event_log` to `log`. It ends after [`EventLog::close`].
+pub(crate) fn spawn_writer(event_log: &Arc<EventLog>, log: Box<dyn Write + Send>) -> io::Result<()> {
+    let event_log = Arc::clone(event_log);
+    thread::Builder::new().name("pgleash-log".into()).spawn(move || write_out(&event_log, log)).map(drop)
 }
 
-fn write_out(journal: &Journal, mut log: Box<dyn Write + Send>) {
+fn write_out(event_log: &EventLog, mut log: Box<dyn Write + Send>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut text = Vec::new();
     let mut torn = false;
-    while journal.take(&mut batch) {
+    while event_log.take(&mut batch) {
         text.clear();
         if torn {
             text.push(b'\n');
@@ -205,10 +205,10 @@ fn write_out(journal: &Journal, mut log: Box<dyn Write + Send>) {
         }
         torn = log.write_all(&text).and_then(|()| log.flush()).is_err();
         if torn {
-            journal.dropped.increment(batch.len() as u64);
+            event_log.dropped.increment(batch.len() as u64);
         }
         if let Some(last) = batch.last() {
-            journal.settle(last.seq);
+            event_log.settle(last.seq);
         }
         batch.clear();
     }

@@ -28,9 +28,9 @@ pub(crate) use crate::event_log::Record;
 
 /// Where facts go: counters, the event log, and the list of latest events.
 pub struct Telemetry {
-    meters: crate::metrics::counters::Meters,
+    meters: crate::metrics::counters::Counters,
     apps: Mutex<crate::metrics::labels::StickyTop>,
-    journal: Arc<crate::event_log::Journal>,
+    event_log: Arc<crate::event_log::EventLog>,
 }
 
 impl Telemetry {
@@ -41,13 +41,13 @@ impl Telemetry {
     /// # Errors
     /// The operating system refused a thread.
     pub fn start(log: Box<dyn Write + Send>) -> io::Result<Self> {
-        let meters = crate::metrics::counters::Meters::new();
-        let journal = Arc::new(crate::event_log::Journal::new(meters.lines_dropped()));
-        crate::event_log::spawn_writer(&journal, log)?;
+        let meters = crate::metrics::counters::Counters::new();
+        let event_log = Arc::new(crate::event_log::EventLog::new(meters.lines_dropped()));
+        crate::event_log::spawn_writer(&event_log, log)?;
         Ok(Self {
             meters,
             apps: Mutex::new(crate::metrics::labels::StickyTop::new(crate::metrics::labels::APPS_MAX)),
-            journal,
+            event_log,
         })
     }
 
@@ -79,23 +79,23 @@ impl Telemetry {
     /// The latest logged events with a sequence number above `after`, oldest first; at most 1000 of each
     /// kind: decisions, refusals, connections. Sequence numbers begin at 1 in each process.
     pub fn events_after(&self, after: u64) -> Vec<Arc<Record>> {
-        self.journal.latest_after(after)
+        self.event_log.latest_after(after)
     }
 
     /// As [`Telemetry::events_after`]; if there is none yet, blocks until there is, or `within` has passed.
     pub fn await_events(&self, after: u64, within: Duration) -> Vec<Arc<Record>> {
-        self.journal.await_after(after, within)
+        self.event_log.await_after(after, within)
     }
 
     /// Sequence number of the newest logged event; 0 before the first.
     pub fn newest_event(&self) -> u64 {
-        self.journal.newest()
+        self.event_log.newest()
     }
 
     /// Blocks until every event emitted so far has reached the log, or `within` has passed.
     /// Returns whether all of them have.
     pub fn flush(&self, within: Duration) -> bool {
-        self.journal.flush(within)
+        self.event_log.flush(within)
     }
 }
 
@@ -103,7 +103,7 @@ impl Sink for Telemetry {
     fn emit(&self, event: Event) {
         self.meters.count(&event);
         if event.level() > Level::Debug {
-            self.journal.append(event);
+            self.event_log.append(event);
         }
     }
 
@@ -118,7 +118,7 @@ impl Sink for Telemetry {
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        self.journal.close();
+        self.event_log.close();
     }
 }
 

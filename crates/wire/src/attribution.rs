@@ -1,4 +1,4 @@
-//! What a client's statements say of the work that they are for. Floor 4.
+//! What a client's statements say of the work that they are for.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub enum Said {
 
 /// Where in a frame its text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Position {
     /// In no text.
     Nowhere,
     /// In the name of a prepared statement, which comes before the text.
@@ -33,7 +33,7 @@ enum Place {
 /// Reads along with one client: the ends of its statements' texts, within fixed bounds.
 #[derive(Debug)]
 pub struct Reader {
-    place: Place,
+    place: Position,
     head: Vec<u8>,
     tail: Vec<u8>,
     /// The name of the statement that is prepared or bound.
@@ -59,7 +59,7 @@ impl Reader {
     /// At a client's login.
     pub fn new() -> Self {
         Self {
-            place: Place::Nowhere,
+            place: Position::Nowhere,
             head: Vec::new(),
             tail: Vec::new(),
             name: Vec::new(),
@@ -72,12 +72,12 @@ impl Reader {
     /// A frame begins; of its body this much is at hand.
     pub fn frame(&mut self, tag: u8, body: &[u8]) {
         self.place = match tag {
-            b'Q' => Place::Text,
-            b'P' => Place::Name,
-            b'B' if !self.named.is_empty() => Place::Portal,
-            _ => Place::Nowhere,
+            b'Q' => Position::Text,
+            b'P' => Position::Name,
+            b'B' if !self.named.is_empty() => Position::Portal,
+            _ => Position::Nowhere,
         };
-        if self.place != Place::Nowhere {
+        if self.place != Position::Nowhere {
             self.head.clear();
             self.tail.clear();
             self.name.clear();
@@ -87,9 +87,9 @@ impl Reader {
 
     /// More of its body.
     pub fn body(&mut self, mut piece: &[u8]) {
-        while let Place::Name | Place::Portal | Place::Bound = self.place {
+        while let Position::Name | Position::Portal | Position::Bound = self.place {
             let end = memchr::memchr(0, piece);
-            if self.place != Place::Portal {
+            if self.place != Position::Portal {
                 let room = (Self::LONGEST_NAME + 1).saturating_sub(self.name.len());
                 let said = &piece[..end.unwrap_or(piece.len())];
                 self.name.extend_from_slice(&said[..said.len().min(room)]);
@@ -97,16 +97,16 @@ impl Reader {
             let Some(end) = end else { return };
             piece = &piece[end + 1..];
             self.place = match self.place {
-                Place::Name => Place::Text,
-                Place::Portal => Place::Bound,
-                _ => Place::Nowhere,
+                Position::Name => Position::Text,
+                Position::Portal => Position::Bound,
+                _ => Position::Nowhere,
             };
         }
-        if self.place == Place::Text {
+        if self.place == Position::Text {
             let end = memchr::memchr(0, piece);
             self.keep(&piece[..end.unwrap_or(piece.len())]);
             if end.is_some() {
-                self.place = Place::Nowhere;
+                self.place = Position::Nowhere;
             }
         }
     }

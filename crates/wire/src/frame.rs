@@ -1,4 +1,4 @@
-//! Cuts a byte stream into frames by their headers and leaves the bodies alone. Floor 0.
+//! Cuts a byte stream into frames by their headers and leaves the bodies alone.
 //!
 //! A frame is a tag byte, a big-endian length that counts itself but not the tag, and a body
 //! (PostgreSQL documentation, "Message Formats").

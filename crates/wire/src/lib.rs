@@ -19,8 +19,8 @@ pub mod startup;
 mod tests;
 
 pub use crate::attribution::{Reader, Said};
-pub use crate::conn_state::{Beat, Pulse, Whose};
+pub use crate::conn_state::{ConnActivity, ProtocolState, Whose};
 pub use crate::prepared::{Down, Library, Names, Prepared, Up};
 pub use crate::scan::{Scanner, Touched};
-pub use crate::session_state::Words;
+pub use crate::session_state::SessionState;
 pub use crate::sqlcommenter::Tags;

@@ -1,4 +1,4 @@
-//! The few messages that pgleash itself says to a client, and one to the server. Floor 0.
+//! The few messages that pgleash itself says to a client, and one to the server.
 
 use pgleash_core::string_enum;
 

@@ -1,4 +1,4 @@
-//! Run-time parameters that follow a client from server connection to server connection. Floor 0.
+//! Run-time parameters that follow a client from server connection to server connection.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;

@@ -1,4 +1,4 @@
-//! Questions to the server about a session's state, and what its answers say. Floor 0.
+//! Questions to the server about a session's state, and what its answers say.
 //!
 //! Values come in hexadecimal digits, so that they are read alike under each `client_encoding`. Names are qualified,
 //! as are operators, until `search_path` has been read; nothing stays set behind a question.

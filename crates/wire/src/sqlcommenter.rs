@@ -1,4 +1,4 @@
-//! What applications say of themselves in a comment of their statements. Floor 0.
+//! What applications say of themselves in a comment of their statements.
 //!
 //! The [sqlcommenter](https://google.github.io/sqlcommenter/spec/) format, `/*key='value',key='value'*/` with values
 //! percent-encoded, and marginalia's `/*key:value,key:value*/`, at the end of a statement or at its beginning.

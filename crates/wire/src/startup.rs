@@ -1,4 +1,4 @@
-//! The first packets a client sends, before there are frames with tags. Floor 0.
+//! The first packets a client sends, before there are frames with tags.
 //!
 //! PostgreSQL documentation, "Message Flow / Start-up", "SSL Session Encryption", "Canceling
 //! Requests in Progress", "Message Formats / StartupMessage".

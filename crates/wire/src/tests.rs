@@ -4,7 +4,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::conn_state::{Beat, Pulse};
+use crate::conn_state::{ConnActivity, ProtocolState};
 use crate::frame::{Cut, Cutter, Direction, whole_frames};
 use crate::message::read_parameter_status;
 use crate::scan::Scanner;
@@ -109,7 +109,7 @@ const fn wanted(tag: u8) -> usize {
 /// Plays the conversation, each message cut as `cuts` say.
 fn play(conversation: &[Message], cuts: &[usize]) -> (Heard, Heard, String) {
     let (mut up, mut down) = (Pipe::new(Direction::Frontend), Pipe::new(Direction::Backend));
-    let mut pulse = Pulse::new();
+    let mut protocol = ProtocolState::new();
     let mut cuts = cuts.iter().copied().cycle();
     for (direction, tag, body) in conversation {
         let bytes = framed(*tag, body);
@@ -118,16 +118,16 @@ fn play(conversation: &[Message], cuts: &[usize]) -> (Heard, Heard, String) {
             let (piece, later) = rest.split_at(cuts.next().unwrap().min(rest.len()));
             rest = later;
             match direction {
-                Direction::Frontend => up.read(piece, |tag, _| pulse.sent(tag)),
+                Direction::Frontend => up.read(piece, |tag, _| protocol.sent(tag)),
                 Direction::Backend => {
-                    down.read(piece, |tag, body| pulse.received(tag, body.first().copied()))
+                    down.read(piece, |tag, body| protocol.received(tag, body.first().copied()))
                 }
             }
         }
     }
     assert!(up.cutter.at_boundary() && up.buf.is_empty(), "all of it has passed");
     assert!(down.cutter.at_boundary() && down.buf.is_empty(), "all of it has passed");
-    (up.heard, down.heard, format!("{pulse:?}"))
+    (up.heard, down.heard, format!("{protocol:?}"))
 }
 
 /// One exchange of a valid conversation: what the client sends at once, and what the server says to it.
@@ -296,25 +296,25 @@ proptest! {
     ) {
         let state = exchanges.iter().filter_map(|exchange| exchange.state).next_back().unwrap_or(b'I');
         let spoken = exchanges.iter().any(|exchange| exchange.received.contains('Z'));
-        let rest = if spoken && state != b'I' { Beat::InTransaction } else { Beat::Quiet };
-        let mut pulse = Pulse::new();
+        let rest = if spoken && state != b'I' { ConnActivity::InTransaction } else { ConnActivity::Quiet };
+        let mut protocol = ProtocolState::new();
         for (direction, tag, body) in heard_with(&exchanges, &leads) {
             match direction {
-                Direction::Frontend => pulse.sent(tag),
+                Direction::Frontend => protocol.sent(tag),
                 Direction::Backend => {
                     // Nobody may have the connection while a reply is on its way, noise apart.
-                    prop_assert!(b"NSA".contains(&tag) || !pulse.may_query(), "{tag} comes unasked");
-                    pulse.received(tag, body.first().copied());
+                    prop_assert!(b"NSA".contains(&tag) || !protocol.may_query(), "{tag} comes unasked");
+                    protocol.received(tag, body.first().copied());
                 }
             }
         }
-        prop_assert_eq!(pulse.beat(), rest, "{:?}", pulse);
+        prop_assert_eq!(protocol.conn_activity(), rest, "{:?}", protocol);
         // And so it does through a relay that reads it in pieces, both ways.
         let played = |leads: &[usize], cuts: &[usize]| play(&heard_with(&exchanges, leads), cuts);
-        let (up, down, pulse) = played(&leads, &cuts);
+        let (up, down, protocol) = played(&leads, &cuts);
         let at_once = played(&[0], &[usize::MAX]);
         prop_assert_eq!((up, down), (at_once.0, at_once.1));
-        prop_assert_eq!(pulse, played(&leads, &[usize::MAX]).2);
+        prop_assert_eq!(protocol, played(&leads, &[usize::MAX]).2);
     }
 
     #[test]
@@ -368,21 +368,21 @@ proptest! {
         let _ = scanner.finish();
         for direction in [Direction::Frontend, Direction::Backend] {
             let _ = whole_frames(direction, &bytes, |frame| assert!(frame.is_whole()));
-            let (mut cutter, mut pulse, mut rest) = (Cutter::new(direction), Pulse::new(), &bytes[..]);
+            let (mut cutter, mut protocol, mut rest) = (Cutter::new(direction), ProtocolState::new(), &bytes[..]);
             while let Ok(cut) = cutter.next(rest, full, |_| want) {
                 let taken = match cut {
                     Cut::More => break,
                     Cut::Body(_, taken) => taken,
                     Cut::Frame(frame, taken) => {
-                        pulse.sent(frame.tag);
-                        pulse.received(frame.tag, frame.body.first().copied());
+                        protocol.sent(frame.tag);
+                        protocol.received(frame.tag, frame.body.first().copied());
                         taken
                     }
                 };
                 prop_assert!((1..=rest.len()).contains(&taken));
                 rest = &rest[taken..];
             }
-            let _ = pulse.beat();
+            let _ = protocol.conn_activity();
         }
     }
 

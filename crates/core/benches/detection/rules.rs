@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use pgleash_core::{
-    Action, Activity, CheckoutId, ConnId, Event, Evidence, Holder, Ledger, Moment, Phase, Place, Policy,
+    Action, Activity, CheckoutId, ConnId, ConnPlace, Event, Evidence, Holder, Ledger, Moment, Phase, Policy,
     PoolKey, Reason, Resolution, SessionId,
 };
 
@@ -122,8 +122,8 @@ impl Rule for Ours {
     fn begins(&mut self, id: u64, conn: u64, class: &'static Class, now: f64) {
         let activity = Arc::new(Activity::new());
         activity.begin(moment(now));
-        let (holder, leash) = (self.holder(class), Arc::clone(&activity));
-        self.ledger.checked_out(CheckoutId(id), ConnId(conn), holder, leash, Duration::ZERO, moment(now));
+        let (holder, handle) = (self.holder(class), Arc::clone(&activity));
+        self.ledger.checked_out(CheckoutId(id), ConnId(conn), holder, handle, Duration::ZERO, moment(now));
         if let Some(route) = class.route {
             let route = self.routes.entry(route).or_insert_with(|| route.into());
             self.ledger.routed(CheckoutId(id), route, moment(now));
@@ -143,7 +143,7 @@ impl Rule for Ours {
         self.publish(id, Phase::Held, now);
         let activity = self.out.remove(&id).expect("it is out");
         activity.finish().expect("it was not taken");
-        self.ledger.checked_in(CheckoutId(id), Place::Idle, Resolution::Returned, moment(now));
+        self.ledger.checked_in(CheckoutId(id), ConnPlace::Idle, Resolution::Returned, moment(now));
     }
 
     fn regrets(&mut self, id: u64, now: f64) {
@@ -176,11 +176,11 @@ impl Rule for Ours {
             if self.reclaims.len() >= self.policy.budget.allowance(self.policy.size) {
                 break;
             }
-            assert!(due.leash.take(due.seen), "nobody moves during a look");
+            assert!(due.handle.take(due.seen), "nobody moves during a look");
             let id = due.checkout;
             self.ledger.reclaiming(id);
             let conn = self.ledger.conn_of(id).expect("it is out");
-            self.ledger.checked_in(id, Place::Recycling, Resolution::Reclaimed, now);
+            self.ledger.checked_in(id, ConnPlace::Recycling, Resolution::Reclaimed, now);
             self.ledger.recycled(conn, now);
             self.reclaims.push_back(now);
             self.out.remove(&id.0);

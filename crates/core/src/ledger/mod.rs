@@ -1,4 +1,4 @@
-//! Every server connection and every checkout of one pool, each in one state. Floor 1.
+//! Every server connection and every checkout of one pool, each in one state.
 //!
 //! A connection is `Idle → Lent → (Recycling →) Idle`, or `Idle → Recycling → Idle` for pgleash itself, and ends
 //! from any of them; a checkout is `Held ⇄ Suspect → Reclaiming`, and ends from any of them. `transition` is the
@@ -33,7 +33,7 @@ pub use crate::ledger::wait_events::{Running, Waiting};
 
 /// Where a live server connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ConnPlace {
     /// In the pool. Goes to `Lent`, to `Recycling` when pgleash itself uses it, or is closed.
     Idle,
     /// With a holder. Goes to `Idle` when it comes home quiet, to `Recycling` otherwise.
@@ -42,14 +42,14 @@ pub enum Place {
     Recycling,
 }
 
-impl Place {
+impl ConnPlace {
     const KINDS: usize = 3;
 
     const fn kind(self) -> usize {
         match self {
-            Place::Idle => 0,
-            Place::Lent(_) => 1,
-            Place::Recycling => 2,
+            ConnPlace::Idle => 0,
+            ConnPlace::Lent(_) => 1,
+            ConnPlace::Recycling => 2,
         }
     }
 }
@@ -57,7 +57,7 @@ impl Place {
 /// A live server connection.
 #[derive(Debug)]
 struct Conn {
-    place: Place,
+    place: ConnPlace,
     backend_pid: i32,
     opened: Moment,
     expires: Moment,
@@ -102,7 +102,7 @@ impl Suspicion {
 #[derive(Debug)]
 struct Checkout<L> {
     holder: Arc<Holder>,
-    leash: L,
+    handle: L,
     conn: ConnId,
     started: Moment,
     /// End of its connection's life.
@@ -147,7 +147,7 @@ pub struct Ledger<L> {
     next_wait: u64,
     /// Connections being opened, each for a slot that is taken.
     dialling: usize,
-    counts: [usize; Place::KINDS],
+    counts: [usize; ConnPlace::KINDS],
     opened: u64,
     closed: u64,
     started: u64,
@@ -167,7 +167,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             waits: BTreeMap::new(),
             next_wait: 0,
             dialling: 0,
-            counts: [0; Place::KINDS],
+            counts: [0; ConnPlace::KINDS],
             opened: 0,
             closed: 0,
             started: 0,
@@ -194,8 +194,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     pub fn opened(&mut self, conn: ConnId, backend_pid: i32, expires: Moment, now: Moment) {
         self.note_peak(now);
         self.dialling = self.dialling.saturating_sub(1);
-        let fresh = Conn { place: Place::Idle, backend_pid, opened: now, expires, idle_since: now, uses: 0 };
-        self.counts[Place::Idle.kind()] += 1;
+        let fresh =
+            Conn { place: ConnPlace::Idle, backend_pid, opened: now, expires, idle_since: now, uses: 0 };
+        self.counts[ConnPlace::Idle.kind()] += 1;
         self.opened += 1;
         self.conns.insert(conn, fresh);
     }
@@ -217,15 +218,15 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     }
 
     /// Moves a connection to another place; the only code that does, with the counts in step.
-    fn transition(&mut self, conn: ConnId, to: Place, now: Moment) {
+    fn transition(&mut self, conn: ConnId, to: ConnPlace, now: Moment) {
         self.note_peak(now);
         let Some(entry) = self.conns.get_mut(&conn) else { return };
         self.counts[entry.place.kind()] -= 1;
         self.counts[to.kind()] += 1;
         match to {
-            Place::Idle => entry.idle_since = now,
-            Place::Lent(_) => entry.uses += 1,
-            Place::Recycling => {}
+            ConnPlace::Idle => entry.idle_since = now,
+            ConnPlace::Lent(_) => entry.uses += 1,
+            ConnPlace::Recycling => {}
         }
         entry.place = to;
         self.note_peak(now);
@@ -249,16 +250,16 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         id: CheckoutId,
         conn: ConnId,
         holder: Arc<Holder>,
-        leash: L,
+        handle: L,
         waited: Duration,
         now: Moment,
     ) {
         self.started += 1;
-        self.transition(conn, Place::Lent(id), now);
+        self.transition(conn, ConnPlace::Lent(id), now);
         let group = self.history.began(&holder.app, None, now);
         let checkout = Checkout {
             holder,
-            leash,
+            handle,
             conn,
             started: now,
             expires: self.conns.get(&conn).map_or(now, |conn| conn.expires),
@@ -284,7 +285,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     pub fn checked_in(
         &mut self,
         id: CheckoutId,
-        to: Place,
+        to: ConnPlace,
         resolution: Resolution,
         now: Moment,
     ) -> (Duration, Vec<Event>) {
@@ -300,7 +301,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             Mark::Held => None,
             // It moved since it was seen, before it left: the end of a checkout is one step by itself.
             Mark::Suspect { of, seen, left_alone }
-                if checkout.leash.as_ref().observe().epoch() > seen.epoch() + 1 =>
+                if checkout.handle.as_ref().observe().epoch() > seen.epoch() + 1 =>
             {
                 Some((of, Resolution::Returned, left_alone))
             }
@@ -321,12 +322,12 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
 
     /// An idle connection is used by pgleash itself; [`Ledger::recycled`] follows.
     pub fn sent(&mut self, conn: ConnId, now: Moment) {
-        self.transition(conn, Place::Recycling, now);
+        self.transition(conn, ConnPlace::Recycling, now);
     }
 
     /// A recycled connection is ready to be lent again.
     pub fn recycled(&mut self, conn: ConnId, now: Moment) {
-        self.transition(conn, Place::Idle, now);
+        self.transition(conn, ConnPlace::Idle, now);
     }
 
     /// The checkouts that are out, oldest first.
@@ -342,9 +343,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// Idle connections that are past their life, have been idle for `idle_timeout`, or are more than a
     /// pool of this size may have: of those the ones that have been idle for longest.
     pub fn spent(&self, policy: &Policy, now: Moment) -> HashMap<ConnId, CloseReason> {
-        let mut idle: Vec<_> = self.conns.iter().filter(|(_, conn)| conn.place == Place::Idle).collect();
+        let mut idle: Vec<_> = self.conns.iter().filter(|(_, conn)| conn.place == ConnPlace::Idle).collect();
         idle.sort_by_key(|(_, conn)| conn.idle_since);
-        let lent = self.counts[Place::Lent(CheckoutId(0)).kind()];
+        let lent = self.counts[ConnPlace::Lent(CheckoutId(0)).kind()];
         let mut surplus = (idle.len() + lent + self.dialling).saturating_sub(policy.size);
         let mut spent = HashMap::new();
         for (id, conn) in idle {
@@ -369,7 +370,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     }
 
     fn in_use(&self) -> usize {
-        self.counts[Place::Lent(CheckoutId(0)).kind()] + self.counts[Place::Recycling.kind()] + self.dialling
+        self.counts[ConnPlace::Lent(CheckoutId(0)).kind()]
+            + self.counts[ConnPlace::Recycling.kind()]
+            + self.dialling
     }
 
     /// Whether the pool is so full that a leaked connection is needed back now.

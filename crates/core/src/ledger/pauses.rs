@@ -17,7 +17,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         if let Some(checkout) = self.checkouts.get_mut(&id) {
             // `pool.mode` is no statement's doing.
             let statement =
-                if reason == Pin::SessionMode { String::new() } else { checkout.leash.as_ref().statement() };
+                if reason == Pin::SessionMode { String::new() } else { checkout.handle.as_ref().statement() };
             checkout.pinned = Some((reason, now, statement.into()));
         }
     }
@@ -72,7 +72,7 @@ impl<L: AsRef<Activity>> Checkout<L> {
     /// Puts the pauses that its client has ended since the last time into the history.
     pub(super) fn tell_pauses(&mut self, history: &mut History, now: Moment) {
         for pause in Pause::ALL {
-            let Some(length) = self.leash.as_ref().longest_pause(pause) else { continue };
+            let Some(length) = self.handle.as_ref().longest_pause(pause) else { continue };
             let worst = &mut self.worst[pause as usize];
             *worst = length.max(*worst);
             self.latest[pause as usize] = length;

@@ -89,7 +89,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// How to reach the holder of a checkout, and the process id of its backend; `None` if it is over.
     pub fn leash_of(&self, id: CheckoutId) -> Option<(L, i32)> {
         let checkout = self.checkouts.get(&id)?;
-        Some((checkout.leash.clone(), self.conns.get(&checkout.conn)?.backend_pid))
+        Some((checkout.handle.clone(), self.conns.get(&checkout.conn)?.backend_pid))
     }
 
     /// Why the holder lost the connection, and what is said of it; `None` if it has not.
@@ -116,7 +116,7 @@ pub(super) fn evidence<L: AsRef<Activity>>(
         holder: Arc::clone(&checkout.holder),
         backend_pid: conns.get(&checkout.conn).map_or(0, |conn| conn.backend_pid),
         age_seconds: now.since(checkout.started).as_secs_f64(),
-        idle_seconds: now.since(checkout.leash.as_ref().observe().last_active).as_secs_f64(),
+        idle_seconds: now.since(checkout.handle.as_ref().observe().last_active).as_secs_f64(),
         limit_seconds: of.limit.as_secs_f64(),
         route: checkout.route.clone(),
         statement: checkout.statement.clone(),

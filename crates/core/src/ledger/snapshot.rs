@@ -9,7 +9,7 @@ use crate::event::TopHolder;
 use crate::ids::{CheckoutId, Moment};
 use crate::judge;
 use crate::ledger::sweep::{Habits, Idlers, idlers_of, turnover};
-use crate::ledger::{Checkout, Ledger, Mark, Place, wait_events};
+use crate::ledger::{Checkout, ConnPlace, Ledger, Mark, wait_events};
 use crate::pin::Pin;
 use crate::policy::Policy;
 use crate::snapshot::{CheckoutSnapshot, ConnCounts, ConnState, Limits, PoolSnapshot};
@@ -32,7 +32,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         let mut tops = self.top_holders(now);
         if tops.is_empty() {
             // Nothing is stale yet: then the one who pauses most.
-            tops = self.tops(|checkout| Pause::of(checkout.leash.as_ref().observe().phase).is_some(), now);
+            tops = self.tops(|checkout| Pause::of(checkout.handle.as_ref().observe().phase).is_some(), now);
             tops.truncate(1);
         }
         for (n, top) in tops.into_iter().enumerate() {
@@ -75,7 +75,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     fn tops(&self, counts: impl Fn(&Checkout<L>) -> bool, now: Moment) -> Vec<TopHolder> {
         let mut tops = BTreeMap::new();
         for checkout in self.checkouts.values().filter(|checkout| counts(checkout)) {
-            let idle = now.since(checkout.leash.as_ref().observe().last_active).as_secs_f64();
+            let idle = now.since(checkout.handle.as_ref().observe().last_active).as_secs_f64();
             let top: &mut (usize, f64) =
                 tops.entry((&checkout.holder.app, checkout.route.as_ref())).or_default();
             *top = (top.0 + 1, top.1 + idle);
@@ -100,8 +100,8 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         let size = policy.size.max(1) as f64;
         let age = |moment: Moment| now.since(moment).as_secs_f64();
         let mut connections = ConnCounts {
-            idle: self.counts[Place::Idle.kind()],
-            recycling: self.counts[Place::Recycling.kind()],
+            idle: self.counts[ConnPlace::Idle.kind()],
+            recycling: self.counts[ConnPlace::Recycling.kind()],
             ..ConnCounts::default()
         };
         let idlers = idlers_of(self.out(), &self.history);
@@ -126,7 +126,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         let overdue = self
             .conns
             .values()
-            .filter(|conn| matches!(conn.place, Place::Lent(_)) && conn.expires <= now)
+            .filter(|conn| matches!(conn.place, ConnPlace::Lent(_)) && conn.expires <= now)
             .count();
         PoolSnapshot {
             pool: self.pool.clone(),

@@ -19,7 +19,7 @@ pub struct Due<L> {
     /// The checkout.
     pub checkout: CheckoutId,
     /// How to reach its holder.
-    pub leash: L,
+    pub handle: L,
     /// What was seen when the verdict was made: the act is void if it has changed.
     pub seen: Observed,
     /// Why.
@@ -111,7 +111,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             return;
         }
         if !matches!(checkout.mark, Mark::Suspect { seen: before, .. } if before.epoch() == seen.epoch()) {
-            let activity = checkout.leash.as_ref();
+            let activity = checkout.handle.as_ref();
             checkout.statement = Some(activity.statement()).filter(|text| !text.is_empty()).map(Arc::from);
             checkout.trace = activity.trace().map(|trace| trace.text().into());
         }
@@ -123,9 +123,9 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         }
         if let (Mark::Suspect { of, left_alone, .. }, Stage::Due) = (checkout.mark, verdict.stage) {
             let evidence = evidence(&self.conns, id, checkout, &of, now);
-            let leash = checkout.leash.clone();
+            let handle = checkout.handle.clone();
             let left_alone = left_alone.map(|spared| spared.because);
-            sweep.due.push(Due { checkout: id, leash, seen, reason: of.reason, evidence, left_alone });
+            sweep.due.push(Due { checkout: id, handle, seen, reason: of.reason, evidence, left_alone });
         }
     }
 
@@ -181,7 +181,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
 impl<L: AsRef<Activity>> Checkout<L> {
     /// What there is to be known of it, but for the turnover.
     pub(super) fn case(&self, habits: &mut Habits<'_>, pressed: bool) -> Case {
-        let seen = self.leash.as_ref().observe();
+        let seen = self.handle.as_ref().observe();
         let pause = Pause::of(seen.phase);
         Case {
             seen,
@@ -251,7 +251,7 @@ pub(super) fn idlers_of<'a, L: AsRef<Activity> + 'a>(
 ) -> Idlers {
     let mut idlers = Vec::new();
     for checkout in checkouts {
-        let seen = checkout.leash.as_ref().observe();
+        let seen = checkout.handle.as_ref().observe();
         let Some(pause) = Pause::of(seen.phase) else { continue };
         let app = history.app_of(checkout.group);
         idlers.push((checkout.group, pause as usize, seen.last_active));

@@ -39,7 +39,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// The backends of statements that have been in flight, without a byte, for so long.
     pub fn in_flight_for(&self, length: Duration, now: Moment) -> Vec<i32> {
         let slow = self.checkouts.values().filter(|checkout| {
-            let seen = checkout.leash.as_ref().observe();
+            let seen = checkout.handle.as_ref().observe();
             seen.phase == Phase::InFlight && now.since(seen.last_active) >= length
         });
         slow.filter_map(|checkout| self.pid_of(checkout)).take(Self::MOST).collect()
@@ -52,7 +52,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// How far the holders of these backends have come.
     pub fn epochs_of(&self, pids: &[i32]) -> HashMap<i32, u64> {
         let epoch = |checkout: &Checkout<L>| {
-            Some((self.pid_of(checkout)?, checkout.leash.as_ref().observe().epoch()))
+            Some((self.pid_of(checkout)?, checkout.handle.as_ref().observe().epoch()))
         };
         self.out().filter_map(epoch).filter(|(pid, _)| pids.contains(pid)).collect()
     }
@@ -62,7 +62,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
         for checkout in self.checkouts.values_mut() {
             let Some(pid) = self.conns.get(&checkout.conn).map(|conn| conn.backend_pid) else { continue };
             let Some(answer) = answers.get(&pid) else { continue };
-            let epoch = checkout.leash.as_ref().observe().epoch();
+            let epoch = checkout.handle.as_ref().observe().epoch();
             if epochs.get(&pid) == Some(&epoch) {
                 checkout.waiting = Some((epoch, answer.clone()));
             }
@@ -72,10 +72,10 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// Statements that the server said are running, and that have been for so long without a byte.
     pub fn running_for(&self, length: Duration, now: Moment) -> Vec<Running> {
         let running = |checkout: &Checkout<L>| {
-            let seen = checkout.leash.as_ref().observe();
+            let seen = checkout.handle.as_ref().observe();
             let for_so_long = now.since(seen.last_active);
             let runs = matches!(checkout.waiting()?.wait, Wait::Running | Wait::Io) && for_so_long >= length;
-            let fingerprint = checkout.leash.as_ref().statement();
+            let fingerprint = checkout.handle.as_ref().statement();
             (runs && !fingerprint.is_empty()).then(|| Running {
                 fingerprint,
                 for_so_long,
@@ -133,7 +133,7 @@ impl<L: AsRef<Activity>> Checkout<L> {
 
     /// What it waits for, if it is still the same wait.
     pub(super) fn waiting(&self) -> Option<&Waiting> {
-        let seen = self.leash.as_ref().observe();
+        let seen = self.handle.as_ref().observe();
         self.waiting.as_ref().filter(|(epoch, _)| *epoch == seen.epoch()).map(|(_, waiting)| waiting)
     }
 }

@@ -1,4 +1,4 @@
-//! The limits, with units and defaults. Floor 0.
+//! The limits, with units and defaults.
 
 pub(crate) mod rules;
 

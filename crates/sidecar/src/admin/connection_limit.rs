@@ -1,4 +1,4 @@
-//! Room for the connections of one HTTP server. Floor 4.
+//! ConnectionLimit for the connections of one HTTP server.
 //!
 //! Whoever has not asked for anything yet keeps its place only while nobody else wants it: the one that goes is the
 //! oldest of the address that has the most such connections, once it has had a moment to ask. So a flood of connections that say nothing costs those
@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
 /// The places of one server.
-pub(crate) struct Room {
+pub(crate) struct ConnectionLimit {
     places: Arc<Semaphore>,
     quiet: Mutex<Quiet>,
 }
@@ -46,19 +46,19 @@ impl Quiet {
     }
 }
 
-impl Room {
+impl ConnectionLimit {
     /// How long one may take to ask before it has to make room: a request that came with its connection may not have
     /// been read yet.
     const MOMENT: Duration = Duration::from_millis(10);
 
-    /// Room for `places` connections.
+    /// ConnectionLimit for `places` connections.
     pub(crate) fn new(places: u32) -> Arc<Self> {
         Arc::new(Self { places: Arc::new(Semaphore::new(places as usize)), quiet: Mutex::default() })
     }
 
     /// A place for a connection that was accepted from `peer`. If there is none, one who has not asked yet goes; if there
     /// is no such one, it waits. Cancel safe.
-    pub(crate) async fn admit(self: &Arc<Self>, peer: IpAddr) -> Place {
+    pub(crate) async fn admit(self: &Arc<Self>, peer: IpAddr) -> ConnectionPermit {
         let mut place = Arc::clone(&self.places).try_acquire_owned().ok();
         while place.is_none() {
             self.send_one_away(pgleash_clock::now());
@@ -73,8 +73,8 @@ impl Room {
             quiet.last
         };
         let sent_away = self.sits_down(number, from);
-        let guest = Guest { room: Arc::clone(self), number, asked: Arc::default() };
-        Place { guest, from, sent_away, _place: place }
+        let guest = Guest { limit: Arc::clone(self), number, asked: Arc::default() };
+        ConnectionPermit { guest, from, sent_away, _place: place }
     }
 
     /// From now on it may be sent away, which the answer then tells.
@@ -105,14 +105,14 @@ impl Room {
 }
 
 /// The place of one connection; free when it is dropped.
-pub(crate) struct Place {
+pub(crate) struct ConnectionPermit {
     guest: Guest,
     from: IpAddr,
     sent_away: oneshot::Receiver<()>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
-impl Place {
+impl ConnectionPermit {
     /// Whose it is.
     pub(crate) fn guest(&self) -> Guest {
         self.guest.clone()
@@ -120,11 +120,11 @@ impl Place {
 
     /// It was sent away, and its request was found to be there, unread: it has another moment.
     pub(crate) fn stay(&mut self) {
-        self.sent_away = self.guest.room.sits_down(self.guest.number, self.from);
+        self.sent_away = self.guest.limit.sits_down(self.guest.number, self.from);
     }
 
     /// Resolves when it has to go; never once it has asked. Cancel safe; once it has resolved, not to be asked again
-    /// before [`Place::stay`].
+    /// before [`ConnectionPermit::stay`].
     pub(crate) async fn sent_away(&mut self) {
         if (&mut self.sent_away).await.is_err() || self.guest.asked.load(Ordering::Relaxed) {
             std::future::pending().await
@@ -132,7 +132,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.guest.has_asked();
     }
@@ -141,7 +141,7 @@ impl Drop for Place {
 /// One connection.
 #[derive(Clone)]
 pub(crate) struct Guest {
-    room: Arc<Room>,
+    limit: Arc<ConnectionLimit>,
     number: u64,
     asked: Arc<AtomicBool>,
 }
@@ -150,7 +150,7 @@ impl Guest {
     /// Its request is there: it keeps its place.
     pub(crate) fn has_asked(&self) {
         self.asked.store(true, Ordering::Relaxed);
-        self.room.quiet().guests.remove(&self.number);
+        self.limit.quiet().guests.remove(&self.number);
     }
 }
 
@@ -166,13 +166,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_oldest_of_who_has_most_goes_and_who_has_asked_stays() {
-        let room = Room::new(4);
-        let mut lonely = room.admit(address("10.0.0.1")).await;
-        let mut asked = room.admit(address("10.0.0.2")).await;
+        let limit = ConnectionLimit::new(4);
+        let mut lonely = limit.admit(address("10.0.0.1")).await;
+        let mut asked = limit.admit(address("10.0.0.2")).await;
         asked.guest().has_asked();
-        let mut older = room.admit(address("10.0.0.2")).await;
-        let mut newer = room.admit(address("::ffff:10.0.0.2")).await;
-        let (admitted, ()) = tokio::join!(room.admit(address("10.0.0.3")), async {
+        let mut older = limit.admit(address("10.0.0.2")).await;
+        let mut newer = limit.admit(address("::ffff:10.0.0.2")).await;
+        let (admitted, ()) = tokio::join!(limit.admit(address("10.0.0.3")), async {
             tokio::select! {
                 () = older.sent_away() => drop(older),
                 () = newer.sent_away() => panic!("the newer one was sent away"),
@@ -183,14 +183,14 @@ mod tests {
         drop((lonely, asked, newer));
         let mut others = Vec::new();
         for _ in 0..3 {
-            others.push(room.admit(address("10.0.0.4")).await);
+            others.push(limit.admit(address("10.0.0.4")).await);
         }
         others.iter().for_each(|place| place.guest().has_asked());
         admitted.guest().has_asked();
-        let waits = room.admit(address("10.0.0.5")).now_or_never().is_none();
+        let waits = limit.admit(address("10.0.0.5")).now_or_never().is_none();
         assert!(waits, "all are being answered");
         drop((others, admitted));
-        room.emptied(4).await;
-        assert!(room.quiet().guests.is_empty());
+        limit.emptied(4).await;
+        assert!(limit.quiet().guests.is_empty());
     }
 }

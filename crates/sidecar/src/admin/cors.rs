@@ -1,5 +1,5 @@
 //! Which pages may speak to the control listener: the page of this process's admin listener, opened through
-//! loopback, and no other (the browsers' same-origin policy, relaxed by CORS for these). Floor 4.
+//! loopback, and no other (the browsers' same-origin policy, relaxed by CORS for these).
 //!
 //! It decides who may ask, not who is heard: that is the token's matter, also for these.
 

@@ -1,4 +1,4 @@
-//! `GET /api/v1/stream`: what the page shows, each second, as server-sent events. Floor 4.
+//! `GET /api/v1/stream`: what the page shows, each second, as server-sent events.
 //!
 //! Each message has the whole [`Snapshot`] and the events that are newer than the reader's last one, so that
 //! whoever comes back, also after a message was lost, has all there is. It comes each second whether anything has

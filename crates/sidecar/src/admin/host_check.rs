@@ -1,4 +1,4 @@
-//! Under which names the HTTP listeners answer a browser. Floor 4.
+//! Under which names the HTTP listeners answer a browser.
 //!
 //! A page of somebody else's can make its own name stand for this machine's address once it is loaded (DNS rebinding),
 //! and would then read what is here as if it were its own. Its requests still carry that name. An address in digits and

@@ -1,7 +1,7 @@
 //! An HTTP server on an operating system thread and a runtime of its own: it answers while the data path is
 //! busy, and nobody who reads slowly can hold up the data path. It serves one request a connection; the
 //! request, the time and the number of connections are bounded. An answer that goes on for as long as it is read
-//! has a lease. Floor 4.
+//! has a lease.
 
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::admin::connection_limit::{Place, Room};
+use crate::admin::connection_limit::{ConnectionLimit, ConnectionPermit};
 
 /// A running server. Dropping it stops it without waiting; [`HttpServer::stop`] waits.
 pub(crate) struct HttpServer {
@@ -56,7 +56,7 @@ impl HttpServer {
 /// What one client, and all of them, can use up.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Connections served at a time. For one more, one that has not asked yet goes, see [`Room`]; while all are being
+    /// Connections served at a time. For one more, one that has not asked yet goes, see [`ConnectionLimit`]; while all are being
     /// answered, more wait in the kernel's queue.
     pub(crate) connections: u32,
     /// From the accepted connection to the end of the headers.
@@ -149,12 +149,12 @@ async fn serve(
     bounds: Bounds,
     mut stopped: oneshot::Receiver<()>,
 ) {
-    let room = Room::new(bounds.connections);
+    let limit = ConnectionLimit::new(bounds.connections);
     let (running, stopping) = watch::channel(());
     loop {
         tokio::select! {
             _ = &mut stopped => break,
-            (stream, place) = accept(&listener, &room) => {
+            (stream, place) = accept(&listener, &limit) => {
                 let lease = Lease::new(bounds.whole, stopping.clone());
                 tokio::spawn(answer(stream, place, router.clone(), bounds.read, lease));
             }
@@ -162,22 +162,31 @@ async fn serve(
     }
     drop(listener);
     drop(running);
-    let _ = timeout(bounds.stop, room.emptied(bounds.connections)).await;
+    let _ = timeout(bounds.stop, limit.emptied(bounds.connections)).await;
 }
 
 /// The next connection, once there is a place for it. Dropped when the server stops, and with it a connection that has
 /// no place yet.
-async fn accept(listener: &tokio::net::TcpListener, room: &Arc<Room>) -> (TcpStream, Place) {
+async fn accept(
+    listener: &tokio::net::TcpListener,
+    limit: &Arc<ConnectionLimit>,
+) -> (TcpStream, ConnectionPermit) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => return (stream, room.admit(peer.ip()).await),
+            Ok((stream, peer)) => return (stream, limit.admit(peer.ip()).await),
             Err(_) => sleep(Bounds::ACCEPT_PAUSE).await,
         }
     }
 }
 
 /// One connection, one request, one answer; cut off when its lease is over.
-async fn answer(stream: TcpStream, mut place: Place, router: Router, read: Duration, lease: Lease) {
+async fn answer(
+    stream: TcpStream,
+    mut place: ConnectionPermit,
+    router: Router,
+    read: Duration,
+    lease: Lease,
+) {
     let until = pgleash_clock::now() + read;
     if !timeout(read, speaks(&stream, &mut place)).await.unwrap_or(false) {
         return;
@@ -210,7 +219,7 @@ async fn answer(stream: TcpStream, mut place: Place, router: Router, read: Durat
 }
 
 /// Whether there is something to read, or the end, before it has to make room.
-async fn speaks(stream: &TcpStream, place: &mut Place) -> bool {
+async fn speaks(stream: &TcpStream, place: &mut ConnectionPermit) -> bool {
     loop {
         tokio::select! {
             readable = stream.readable() => return readable.is_ok(),

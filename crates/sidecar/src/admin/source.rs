@@ -15,7 +15,7 @@ pub(crate) trait Source: Send + Sync {
     /// The reason, in one sentence.
     fn ready(&self) -> Result<(), String>;
 
-    /// Whether the keeper's heart beats. Never asks the database.
+    /// Whether the watchdog's heart beats. Never asks the database.
     ///
     /// # Errors
     /// The reason, in one sentence.

@@ -6,7 +6,7 @@ use pgleash_core::InvalidValue;
 
 use crate::config::{Draft, Listen};
 
-pub use crate::tls::listener::DoorFiles;
+pub use crate::tls::listener::ListenerFiles;
 
 /// What a client has to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum AuthMethod {
 
 /// Who may go unencrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DoorMode {
+pub enum ListenerMode {
     /// Clients of this machine.
     Auto,
     /// Nobody who comes over TCP.
@@ -41,9 +41,9 @@ pub struct Auth {
 
 /// `tls`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DoorTls {
+pub struct ListenerTls {
     /// `tls.mode`.
-    pub mode: DoorMode,
+    pub mode: ListenerMode,
     /// `tls.cert`.
     pub cert: Option<PathBuf>,
     /// `tls.key`.
@@ -52,11 +52,11 @@ pub struct DoorTls {
     pub client_ca: Option<PathBuf>,
 }
 
-impl DoorTls {
+impl ListenerTls {
     /// The files, if there is a certificate.
-    pub fn files(&self) -> Option<DoorFiles> {
+    pub fn files(&self) -> Option<ListenerFiles> {
         let (cert, key) = (self.cert.clone()?, self.key.clone()?);
-        Some(DoorFiles { cert, key, client_ca: self.client_ca.clone() })
+        Some(ListenerFiles { cert, key, client_ca: self.client_ca.clone() })
     }
 }
 
@@ -64,7 +64,8 @@ impl DoorTls {
 const OFF: &str = "off";
 
 pub(super) const NO_AUTH: Auth = Auth { method: AuthMethod::Trust, users: None, query: None };
-pub(super) const NO_TLS: DoorTls = DoorTls { mode: DoorMode::Auto, cert: None, key: None, client_ca: None };
+pub(super) const NO_TLS: ListenerTls =
+    ListenerTls { mode: ListenerMode::Auto, cert: None, key: None, client_ca: None };
 
 pub(super) fn path(text: &str) -> Result<Option<PathBuf>, InvalidValue> {
     match text {
@@ -112,7 +113,7 @@ fn check_open(draft: &mut Draft) {
     }
     let tls = &draft.config.tls;
     let said = ["tls.cert", "tls.mode"].iter().any(|key| draft.refused.contains(key));
-    if tls.cert.is_none() && tls.mode != DoorMode::Allow && !said {
+    if tls.cert.is_none() && tls.mode != ListenerMode::Allow && !said {
         draft.refuse_together(
             "listen",
             "is reachable from other machines, and what they send would not be encrypted (tls.cert is off)",
@@ -151,7 +152,7 @@ fn check_users(draft: &mut Draft) {
 }
 
 fn check_certificate(draft: &mut Draft) {
-    let DoorTls { mode, cert, key, client_ca } = draft.config.tls.clone();
+    let ListenerTls { mode, cert, key, client_ca } = draft.config.tls.clone();
     if ["tls.cert", "tls.key"].iter().any(|key| draft.refused.contains(key)) {
         return;
     }
@@ -164,7 +165,7 @@ fn check_certificate(draft: &mut Draft) {
     if cert.is_none() && client_ca.is_some() {
         draft.refuse_together("tls.client_ca", needs, "set tls.cert and tls.key");
     }
-    if cert.is_none() && mode == DoorMode::Require {
+    if cert.is_none() && mode == ListenerMode::Require {
         draft.refuse_together("tls.mode", needs, "set tls.cert and tls.key, or tls.mode = \"auto\"");
     }
 }

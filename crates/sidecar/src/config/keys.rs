@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use pgleash_core::{Action, Channel, InvalidValue, Policy, PoolMode};
-use pgleash_telemetry::notify::{Target, Template};
+use pgleash_telemetry::notify::{Receiver, Template};
 
-use crate::config::client_access::{AuthMethod, DoorMode};
+use crate::config::client_access::{AuthMethod, ListenerMode};
 use crate::config::field::{Field, address, budget, listen, log_target, rules, show_budget, show_duration};
 use crate::config::units::DAY;
 use crate::config::{Config, Hosts, Token, Upstream, client_access};
@@ -182,14 +182,14 @@ pub const KEYS: &[Key] = &[
         flag: None,
         field: Field::Choice {
             of: &[
-                ("auto", |config| config.tls.mode = DoorMode::Auto),
-                ("require", |config| config.tls.mode = DoorMode::Require),
-                ("allow", |config| config.tls.mode = DoorMode::Allow),
+                ("auto", |config| config.tls.mode = ListenerMode::Auto),
+                ("require", |config| config.tls.mode = ListenerMode::Require),
+                ("allow", |config| config.tls.mode = ListenerMode::Allow),
             ],
             show: |config| match config.tls.mode {
-                DoorMode::Auto => "auto",
-                DoorMode::Require => "require",
-                DoorMode::Allow => "allow",
+                ListenerMode::Auto => "auto",
+                ListenerMode::Require => "require",
+                ListenerMode::Allow => "allow",
             },
         },
     },
@@ -452,11 +452,11 @@ const MONTH: Duration = Duration::from_secs(30 * 86_400);
 const OFF: &str = "off";
 
 fn receiver(config: &mut Config, channel: Channel, text: &str) -> Result<(), InvalidValue> {
-    optional(text, |text| Target::parse(channel, text)).map(|target| config.receivers.set(channel, target))
+    optional(text, |text| Receiver::parse(channel, text)).map(|target| config.receivers.set(channel, target))
 }
 
 fn show_receiver(config: &Config, channel: Channel) -> String {
-    config.receivers.of(channel).map_or_else(|| OFF.to_owned(), Target::shown)
+    config.receivers.of(channel).map_or_else(|| OFF.to_owned(), Receiver::shown)
 }
 
 fn optional<T>(

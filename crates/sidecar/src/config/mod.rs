@@ -33,7 +33,7 @@ use tokio_postgres::config::Host;
 use crate::config::layers::Assignment;
 
 pub use crate::config::admin_hosts::Hosts;
-pub use crate::config::client_access::{Auth, AuthMethod, DoorFiles, DoorMode, DoorTls};
+pub use crate::config::client_access::{Auth, AuthMethod, ListenerFiles, ListenerMode, ListenerTls};
 pub use crate::config::layers::{FILE_VARIABLE, Flag, Sources};
 pub use crate::config::problem::{Origin, Problem, Problems};
 pub use crate::config::token::Token;
@@ -61,7 +61,7 @@ pub struct Config {
     /// `auth`: who is let in.
     pub auth: Auth,
     /// `tls`: what clients are shown, and who may go without.
-    pub tls: DoorTls,
+    pub tls: ListenerTls,
     /// `pool` and `leaks`.
     pub policy: Policy,
     /// `pool.max_clients`: client sessions over all pools.

@@ -95,10 +95,10 @@ fn every_key_reaches_its_place() {
             query: Some("SELECT * FROM pgleash.lookup($1)".into()),
         }
     );
-    assert_eq!(config.tls.mode, DoorMode::Allow);
+    assert_eq!(config.tls.mode, ListenerMode::Allow);
     assert_eq!(
         config.tls.files(),
-        Some(DoorFiles {
+        Some(ListenerFiles {
             cert: "/etc/pgleash/tls.crt".into(),
             key: "/etc/pgleash/tls.key".into(),
             client_ca: Some("/etc/pgleash/clients.pem".into()),

@@ -6,12 +6,12 @@ use tokio::sync;
 
 /// What the server has been asked to take.
 #[derive(Default)]
-pub(crate) struct Trials {
+pub(crate) struct AcceptedParameters {
     taken: Mutex<Accepted>,
     pub(crate) turn: sync::Mutex<()>,
 }
 
-impl Trials {
+impl AcceptedParameters {
     /// There is another server to ask.
     pub(crate) fn forget(&self) {
         *self.taken() = Accepted::default();

@@ -1,5 +1,5 @@
 //! What a client waits for before it is lent a connection: that nothing is paused, a slot, and a server
-//! that can be reached. Floor 3.
+//! that can be reached.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,9 +9,9 @@ use deadpool_postgres::{Client, ClientWrapper, PoolError};
 use pgleash_core::{CloseReason, Event, Holder, Moment, Policy};
 use pgleash_wire::parameters::Vars;
 
-use crate::pool::idle::Spare;
+use crate::pool::idle::PooledConn;
 use crate::pool::pause::Flow;
-use crate::pool::permits::{Closed, Slot};
+use crate::pool::permits::{Closed, Permit};
 use crate::pool::state::{CheckoutError, DELIVERED, WatchedPool};
 use crate::upstream::connector::{Outlook, describe, is_unreachable, may_pass};
 use crate::upstream::server_conn::ServerConn;
@@ -27,45 +27,49 @@ impl WatchedPool {
     const LOOK: Duration = Duration::from_millis(100);
 
     /// A slot, if nothing is paused, one is free, and nobody waits for it.
-    pub(crate) fn free_slot(&self) -> Result<Option<Slot>, Closed> {
+    pub(crate) fn free_permit(&self) -> Result<Option<Permit>, Closed> {
         let inner = self.inner();
-        if inner.valve.flow() == Flow::Open { inner.slots.try_take() } else { Ok(None) }
+        if inner.pause_gate.flow() == Flow::Open { inner.permits.try_take() } else { Ok(None) }
     }
 
     /// The idle connection that came home last, if it may be lent without asking the server.
-    pub(crate) fn fit_spare(&self, now: Moment, vars: &Arc<Vars>) -> Option<Spare> {
-        let rack = &self.inner().rack;
-        let spare = rack.take_like(vars)?;
-        let conn = &spare.conn;
+    pub(crate) fn fit_spare(&self, now: Moment, vars: &Arc<Vars>) -> Option<PooledConn> {
+        let idle_conns = &self.inner().idle_conns;
+        let pooled = idle_conns.take_like(vars)?;
+        let conn = &pooled.conn;
         let fit = self.keeps(conn, now).is_ok()
-            && !spare.object().is_closed()
+            && !pooled.object().is_closed()
             && !asks(conn, now)
-            && conn.switch.look().is_ok();
+            && conn.wire_lease.look().is_ok();
         if fit {
-            return Some(spare);
+            return Some(pooled);
         }
-        rack.put(spare);
+        idle_conns.put(pooled);
         None
     }
 
     /// Waits for a slot, if there is none at once; since when the client's patience counts.
-    pub(crate) async fn slot(&self, holder: &Holder, began: Moment) -> Result<(Slot, Moment), CheckoutError> {
+    pub(crate) async fn permit(
+        &self,
+        holder: &Holder,
+        began: Moment,
+    ) -> Result<(Permit, Moment), CheckoutError> {
         let inner = self.inner();
-        if let Some(slot) = self.free_slot()? {
-            return Ok((slot, began));
+        if let Some(permit) = self.free_permit()? {
+            return Ok((permit, began));
         }
         let _waiting = Waiting::new(self, began);
         let mut since = began;
         loop {
-            if inner.valve.flow() != Flow::Open {
+            if inner.pause_gate.flow() != Flow::Open {
                 self.resumed().await?;
                 since = pgleash_clock::now();
             }
-            let slot = tokio::time::timeout(self.patience_left(since), inner.slots.take()).await;
-            match slot {
+            let permit = tokio::time::timeout(self.patience_left(since), inner.permits.take()).await;
+            match permit {
                 // A pause that began meanwhile holds it, too.
-                _ if inner.valve.flow() != Flow::Open => {}
-                Ok(slot) => return Ok((slot?, since)),
+                _ if inner.pause_gate.flow() != Flow::Open => {}
+                Ok(permit) => return Ok((permit?, since)),
                 Err(_) => return Err(self.in_vain(holder, began)),
             }
         }
@@ -75,7 +79,7 @@ impl WatchedPool {
     async fn resumed(&self) -> Result<(), CheckoutError> {
         let inner = self.inner();
         let limit = inner.policy.load().wait_timeout.max(Policy::PAUSE_PATIENCE);
-        match tokio::time::timeout(limit, inner.valve.turned()).await {
+        match tokio::time::timeout(limit, inner.pause_gate.changed()).await {
             Ok(Flow::Open | Flow::Paused) => Ok(()),
             Ok(Flow::Over) => Err(CheckoutError::Closed),
             Err(_) => Err(CheckoutError::Paused(limit)),
@@ -110,13 +114,13 @@ impl WatchedPool {
         began: Moment,
         since: Moment,
         vars: &Arc<Vars>,
-    ) -> Result<Spare, CheckoutError> {
+    ) -> Result<PooledConn, CheckoutError> {
         let mut waiting = None;
         loop {
             let outage = Arc::clone(&self.inner().target.load().outage);
             let why = match outage.outlook() {
                 // Nobody dials now but the one who tries: wait for what it finds, or for a connection to come home.
-                Some(outlook) if self.inner().rack.is_empty() => outlook,
+                Some(outlook) if self.inner().idle_conns.is_empty() => outlook,
                 _ => match self.idle_or_new(vars).await {
                     Err(Failed::Away(outlook)) => outlook,
                     Err(Failed::Told(error)) => return Err(error),
@@ -132,31 +136,31 @@ impl WatchedPool {
         }
     }
 
-    async fn idle_or_new(&self, vars: &Arc<Vars>) -> Result<Spare, Failed> {
+    async fn idle_or_new(&self, vars: &Arc<Vars>) -> Result<PooledConn, Failed> {
         loop {
-            let spare = match self.inner().rack.take_like(vars) {
-                Some(spare) if spare.object().is_closed() => {
-                    self.discard(spare, CloseReason::ServerLost);
+            let pooled = match self.inner().idle_conns.take_like(vars) {
+                Some(pooled) if pooled.object().is_closed() => {
+                    self.discard(pooled, CloseReason::ServerLost);
                     continue;
                 }
-                Some(spare) => spare,
+                Some(pooled) => pooled,
                 None => self.opened().await?,
             };
-            match self.may_be_lent(&spare).await {
-                Ok(()) => return Ok(spare),
-                Err(reason) => self.discard(spare, reason),
+            match self.may_be_lent(&pooled).await {
+                Ok(()) => return Ok(pooled),
+                Err(reason) => self.discard(pooled, reason),
             }
         }
     }
 
     /// A new connection.
-    async fn opened(&self) -> Result<Spare, Failed> {
+    async fn opened(&self) -> Result<PooledConn, Failed> {
         loop {
             let object = self.objects().get().await.map_err(|error| self.not_opened(error))?;
             match DELIVERED.with(std::cell::RefCell::take) {
                 Some(conn) => {
                     self.enlist(&conn);
-                    return Ok(Spare::new(object, conn));
+                    return Ok(PooledConn::new(object, conn));
                 }
                 // One whose task has died, and that deadpool took for idle.
                 None => drop(Client::take(object)),
@@ -165,10 +169,10 @@ impl WatchedPool {
     }
 
     /// Whether an idle connection may be lent, or why it is to be closed instead.
-    async fn may_be_lent(&self, spare: &Spare) -> Result<(), CloseReason> {
-        let (object, conn) = (spare.object(), &spare.conn);
+    async fn may_be_lent(&self, pooled: &PooledConn) -> Result<(), CloseReason> {
+        let (object, conn) = (pooled.object(), &pooled.conn);
         self.keeps(conn, pgleash_clock::now())?;
-        if conn.switch.look().is_err() && !settle(object).await {
+        if conn.wire_lease.look().is_err() && !settle(object).await {
             return Err(CloseReason::ServerLost);
         }
         if !asks(conn, pgleash_clock::now()) {

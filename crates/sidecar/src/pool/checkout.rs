@@ -1,14 +1,14 @@
-//! One lending of a server connection, and its three ends. Floor 3.
+//! One lending of a server connection, and its three ends.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
-use pgleash_core::{CheckoutId, Event, Evidence, Moment, Pin, Place, Reason, Resolution};
+use pgleash_core::{CheckoutId, ConnPlace, Event, Evidence, Moment, Pin, Reason, Resolution};
 
-use crate::pool::idle::Spare;
-use crate::pool::job::{Job, Kit, Plan};
+use crate::pool::idle::PooledConn;
+use crate::pool::job::{Job, Lease, Plan};
 use crate::pool::state::WatchedPool;
 use crate::upstream::server_conn::ServerConn;
 use crate::upstream::wire_lease::{NotLent, Wire};
@@ -17,22 +17,22 @@ use crate::upstream::wire_lease::{NotLent, Wire};
 pub(crate) struct Checkout {
     pub(crate) pool: WatchedPool,
     pub(crate) id: CheckoutId,
-    pub(crate) kit: Option<Kit>,
+    pub(crate) lease: Option<Lease>,
 }
 
 impl Checkout {
     /// The connection.
     pub(crate) fn conn(&self) -> &Arc<ServerConn> {
-        &self.spare().conn
+        &self.pooled().conn
     }
 
     /// The SQL side, for use while the wire is at home.
     pub(crate) fn client(&self) -> &ClientWrapper {
-        self.spare().object()
+        self.pooled().object()
     }
 
-    fn spare(&self) -> &Spare {
-        &self.kit.as_ref().expect("present until the checkout is consumed").spare
+    fn pooled(&self) -> &PooledConn {
+        &self.lease.as_ref().expect("present until the checkout is consumed").pooled
     }
 
     /// Takes the raw wire.
@@ -40,7 +40,7 @@ impl Checkout {
     /// # Errors
     /// When it is not quiet, or not at home.
     pub(crate) fn lend(&self) -> Result<Box<Wire>, NotLent> {
-        self.conn().switch.lend()
+        self.conn().wire_lease.lend()
     }
 
     /// The connection stays with its client between transactions, for this reason.
@@ -65,23 +65,23 @@ impl Checkout {
     }
 
     /// Gives a quiet connection back as it is.
-    pub(crate) fn come_home(mut self, wire: Box<Wire>) {
+    pub(crate) fn release(mut self, wire: Box<Wire>) {
         if self.conn().has_cancel_in_flight() || self.conn().is_tainted() {
             return self.recycle(Some(wire), Plan::Reset, Resolution::Returned, None);
         }
-        let Some(kit) = self.kit.take() else { return };
+        let Some(lease) = self.lease.take() else { return };
         let now = pgleash_clock::now();
-        let conn = &kit.spare.conn;
-        conn.switch.give_back(wire);
+        let conn = &lease.pooled.conn;
+        conn.wire_lease.give_back(wire);
         conn.watched.store(false, Ordering::Relaxed);
         if let Err(reason) = self.pool.keeps(conn, now) {
-            self.check_in(Place::Recycling, Resolution::Returned, now);
-            self.pool.discard(kit.spare, reason);
+            self.check_in(ConnPlace::Recycling, Resolution::Returned, now);
+            self.pool.discard(lease.pooled, reason);
         } else {
-            self.check_in(Place::Idle, Resolution::Returned, now);
-            self.pool.inner().rack.put(kit.spare);
+            self.check_in(ConnPlace::Idle, Resolution::Returned, now);
+            self.pool.inner().idle_conns.put(lease.pooled);
         }
-        drop(kit.slot);
+        drop(lease.permit);
     }
 
     /// Gives a connection back that has to be cleaned or closed first. `certain` is a leak that is
@@ -110,14 +110,14 @@ impl Checkout {
     }
 
     fn hand_over(&mut self, wire: Option<Box<Wire>>, plan: Plan, resolution: Resolution) {
-        let Some(kit) = self.kit.take() else { return };
-        self.check_in(Place::Recycling, resolution, pgleash_clock::now());
-        let job = Job { conn: Arc::clone(&kit.spare.conn), checkout: self.id, kit, wire, plan };
+        let Some(lease) = self.lease.take() else { return };
+        self.check_in(ConnPlace::Recycling, resolution, pgleash_clock::now());
+        let job = Job { conn: Arc::clone(&lease.pooled.conn), checkout: self.id, lease, wire, plan };
         // The receiver lives as long as the pool; without it the job, and the connection, is dropped.
         drop(self.pool.inner().janitor.send(job));
     }
 
-    fn check_in(&self, to: Place, resolution: Resolution, now: Moment) {
+    fn check_in(&self, to: ConnPlace, resolution: Resolution, now: Moment) {
         let (held, told) = self.pool.ledger().checked_in(self.id, to, resolution, now);
         let sink = &self.pool.inner().sink;
         sink.checked_in(&self.pool.inner().key, held);

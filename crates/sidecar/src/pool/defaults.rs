@@ -1,4 +1,4 @@
-//! What role and database set for the connections of a pool, and whether the role may log in. Floor 3.
+//! What role and database set for the connections of a pool, and whether the role may log in.
 //!
 //! Both may change while the pool is there. A small question tells, before a login and once in a while; connections
 //! from before a change are closed as they come home.
@@ -211,14 +211,20 @@ impl WatchedPool {
             return;
         }
         // The wait has an end; the question, once it is on its way, goes on to its own.
-        let Ok(Ok(errand)) = tokio::time::timeout(PATIENCE, self.errand(holder)).await else { return };
-        if self.ask_on(errand.conn(), errand.client()).await.is_err() {
+        let Ok(Ok(internal_checkout)) = tokio::time::timeout(PATIENCE, self.internal_checkout(holder)).await
+        else {
+            return;
+        };
+        if self.ask_on(internal_checkout.conn(), internal_checkout.client()).await.is_err() {
             return;
         }
-        let changed = !self.is_current(errand.conn());
-        errand.come_home().await;
-        if changed && let Ok(Ok(errand)) = tokio::time::timeout(PATIENCE, self.errand(holder)).await {
-            errand.come_home().await;
+        let changed = !self.is_current(internal_checkout.conn());
+        internal_checkout.release().await;
+        if changed
+            && let Ok(Ok(internal_checkout)) =
+                tokio::time::timeout(PATIENCE, self.internal_checkout(holder)).await
+        {
+            internal_checkout.release().await;
         }
     }
 

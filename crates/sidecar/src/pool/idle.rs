@@ -1,4 +1,4 @@
-//! The server connections of a pool that nobody uses; who came home last is lent first. Floor 3.
+//! The server connections of a pool that nobody uses; who came home last is lent first.
 //!
 //! deadpool opens connections and owns them, and would keep the idle ones as well; but to get one from it is a
 //! future with hooks and time limits, which cost more than all the rest of a checkout. So what it has opened
@@ -15,31 +15,31 @@ use crate::upstream::server_conn::ServerConn;
 
 /// A connection that nobody uses, or that somebody has. Dropping it closes the connection: its owner may have been
 /// in the middle of something, and deadpool would keep it where nobody looks.
-pub(crate) struct Spare {
+pub(crate) struct PooledConn {
     /// Its side for SQL, until it is dropped. On the heap, as it is large and changes hands often.
     object: Option<Box<Client>>,
     pub(crate) conn: Arc<ServerConn>,
 }
 
 /// A pool's idle connections.
-pub(crate) struct Rack(Mutex<Shelf>);
+pub(crate) struct IdleConns(Mutex<Shelf>);
 
 enum Shelf {
     /// The newest last. Goes to `Closed`.
-    Open(Vec<Spare>),
+    Open(Vec<PooledConn>),
     Closed,
 }
 
-impl Rack {
+impl IdleConns {
     /// An empty one.
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Shelf::Open(Vec::new())))
     }
 
     /// The newest on which these parameters are set already, or else the newest.
-    pub(crate) fn take_like(&self, vars: &Arc<Vars>) -> Option<Spare> {
+    pub(crate) fn take_like(&self, vars: &Arc<Vars>) -> Option<PooledConn> {
         match &mut *self.lock() {
-            Shelf::Open(spares) => match spares.iter().rposition(|spare| spare.conn.has_applied(vars)) {
+            Shelf::Open(spares) => match spares.iter().rposition(|pooled| pooled.conn.has_applied(vars)) {
                 Some(at) => Some(spares.remove(at)),
                 None => spares.pop(),
             },
@@ -48,13 +48,13 @@ impl Rack {
     }
 
     /// Back with it. In a closed pool it is closed.
-    pub(crate) fn put(&self, spare: Spare) {
+    pub(crate) fn put(&self, pooled: PooledConn) {
         let closed = match &mut *self.lock() {
             Shelf::Open(spares) => {
-                spares.push(spare);
+                spares.push(pooled);
                 None
             }
-            Shelf::Closed => Some(spare),
+            Shelf::Closed => Some(pooled),
         };
         drop(closed);
     }
@@ -65,9 +65,9 @@ impl Rack {
     }
 
     /// Closes those that `keep` has no use for.
-    pub(crate) fn retain(&self, mut keep: impl FnMut(&Spare) -> bool) {
-        let dropped: Vec<Spare> = match &mut *self.lock() {
-            Shelf::Open(spares) => spares.extract_if(.., |spare| !keep(spare)).collect(),
+    pub(crate) fn retain(&self, mut keep: impl FnMut(&PooledConn) -> bool) {
+        let dropped: Vec<PooledConn> = match &mut *self.lock() {
+            Shelf::Open(spares) => spares.extract_if(.., |pooled| !keep(pooled)).collect(),
             Shelf::Closed => Vec::new(),
         };
         drop(dropped);
@@ -84,7 +84,7 @@ impl Rack {
     }
 }
 
-impl Spare {
+impl PooledConn {
     /// One that deadpool has opened.
     pub(crate) fn new(object: Client, conn: Arc<ServerConn>) -> Self {
         Self { object: Some(Box::new(object)), conn }
@@ -96,7 +96,7 @@ impl Spare {
     }
 }
 
-impl Drop for Spare {
+impl Drop for PooledConn {
     fn drop(&mut self) {
         let Some(object) = self.object.take() else { return };
         if !object.is_closed() {

@@ -4,22 +4,22 @@ use std::sync::Arc;
 
 use pgleash_core::CheckoutId;
 
-use crate::pool::idle::Spare;
-use crate::pool::permits::Slot;
+use crate::pool::idle::PooledConn;
+use crate::pool::permits::Permit;
 use crate::upstream::server_conn::ServerConn;
 use crate::upstream::wire_lease::Wire;
 
 /// What goes back when a checkout ends. The slot last: whoever waits for the slot finds the connection.
-pub(crate) struct Kit {
-    pub(crate) spare: Spare,
-    pub(crate) slot: Slot,
+pub(crate) struct Lease {
+    pub(crate) pooled: PooledConn,
+    pub(crate) permit: Permit,
 }
 
 /// A connection to clean, with the slot it occupies until then.
 pub(crate) struct Job {
     pub(crate) conn: Arc<ServerConn>,
     pub(crate) checkout: CheckoutId,
-    pub(crate) kit: Kit,
+    pub(crate) lease: Lease,
     pub(crate) wire: Option<Box<Wire>>,
     pub(crate) plan: Plan,
 }

@@ -1,9 +1,9 @@
-//! The watched pool: a fair queue of slots, connections that a deadpool opens, and the ledger. Floor 3.
+//! The watched pool: a fair queue of slots, connections that a deadpool opens, and the ledger.
 //!
 //! A slot is a permit of our own semaphore; deadpool behind it is larger than any pool and never waits.
-//! What is idle is on the `rack`.
-//! Every checkout is a [`Checkout`]: it ends by [`Checkout::come_home`], by [`Checkout::recycle`], or,
-//! if its task dies, by Drop, which sends the connection to the janitor. The way there is reserved:
+//! What is idle is on the `idle_conns`.
+//! Every checkout is a [`Checkout`]: it ends by [`Checkout::release`], by [`Checkout::recycle`], or,
+//! if its task dies, by Drop, which sends the connection to the recycler. The way there is reserved:
 //! an unbounded channel, bounded by the slots.
 
 pub(crate) mod accepted_parameters;
@@ -37,18 +37,18 @@ use pgleash_wire::Library;
 use pgleash_wire::parameters::Vars;
 use tokio::sync::{Notify, mpsc};
 
-use crate::pool::accepted_parameters::Trials;
+use crate::pool::accepted_parameters::AcceptedParameters;
 use crate::pool::checkout::Checkout;
 use crate::pool::defaults::Known;
-use crate::pool::idle::{Rack, Spare};
-use crate::pool::job::Kit;
+use crate::pool::idle::{IdleConns, PooledConn};
+use crate::pool::job::Lease;
 use crate::pool::open::deadpool;
-use crate::pool::pause::{Flow, Valve};
-use crate::pool::permits::{Slot, Slots};
+use crate::pool::pause::{Flow, PauseGate};
+use crate::pool::permits::{Permit, Permits};
 use crate::pool::state::{CheckoutError, DELIVERED, Inner, WatchedPool};
 use crate::upstream::backend_probe::Probe;
 use crate::upstream::connector::Target;
-use crate::upstream::holder_handle::{Leash, Tether};
+use crate::upstream::holder_handle::{HolderHandle, HolderState};
 use crate::upstream::server_conn::ServerConn;
 use crate::watchdog::wait_sampler::Survey;
 
@@ -98,7 +98,7 @@ impl WatchedPool {
         key: PoolKey,
         target: &Target,
         policy: Arc<LivePolicy>,
-        valve: Arc<Valve>,
+        pause_gate: Arc<PauseGate>,
         sink: Arc<dyn Sink>,
         (attention, library): (Arc<Notify>, Library),
     ) -> Self {
@@ -110,19 +110,19 @@ impl WatchedPool {
             ledger: Mutex::new(Ledger::new(key.clone())),
             reclaims: Mutex::default(),
             attention,
-            slots: Slots::new(policy.load().size),
+            permits: Permits::new(policy.load().size),
             target: ArcSwap::from_pointee(target.clone()),
             objects: OnceLock::new(),
-            rack: Rack::new(),
+            idle_conns: IdleConns::new(),
             roster: Mutex::default(),
             library: Arc::new(library),
             janitor,
             welcome: ArcSwapOption::empty(),
-            trials: Trials::default(),
+            accepted_parameters: AcceptedParameters::default(),
             known: Known::default(),
             key,
             policy,
-            valve,
+            pause_gate,
             sink,
         });
         let objects = deadpool(Arc::downgrade(&inner), &target, Policy::MAX_SIZE + ZOMBIES);
@@ -143,13 +143,13 @@ impl WatchedPool {
     pub(crate) async fn checkout(
         &self,
         holder: &Arc<Holder>,
-        tether: &Arc<Tether>,
+        holder_state: &Arc<HolderState>,
         vars: &Arc<Vars>,
     ) -> Result<Checkout, CheckoutError> {
         let began = pgleash_clock::now();
-        let (slot, since) = self.slot(holder, began).await?;
-        let spare = self.connection(began, since, vars).await?;
-        Ok(self.lent((spare, slot), (holder, tether), began, pgleash_clock::now()))
+        let (permit, since) = self.permit(holder, began).await?;
+        let pooled = self.connection(began, since, vars).await?;
+        Ok(self.lent((pooled, permit), (holder, holder_state), began, pgleash_clock::now()))
     }
 
     /// A checkout for which nobody has to wait, and the server need not be asked: a slot is free, and an idle
@@ -157,20 +157,20 @@ impl WatchedPool {
     pub(crate) fn checkout_at_once(
         &self,
         holder: &Arc<Holder>,
-        tether: &Arc<Tether>,
+        holder_state: &Arc<HolderState>,
         vars: &Arc<Vars>,
     ) -> Option<Checkout> {
-        let slot = self.free_slot().ok()??;
+        let permit = self.free_permit().ok()??;
         let now = pgleash_clock::now();
-        let spare = self.fit_spare(now, vars)?;
-        Some(self.lent((spare, slot), (holder, tether), now, now))
+        let pooled = self.fit_spare(now, vars)?;
+        Some(self.lent((pooled, permit), (holder, holder_state), now, now))
     }
 
     /// Enters the checkout into the books.
     fn lent(
         &self,
-        (spare, slot): (Spare, Slot),
-        (holder, tether): (&Arc<Holder>, &Arc<Tether>),
+        (pooled, permit): (PooledConn, Permit),
+        (holder, holder_state): (&Arc<Holder>, &Arc<HolderState>),
         began: Moment,
         now: Moment,
     ) -> Checkout {
@@ -179,12 +179,12 @@ impl WatchedPool {
         }
         let id = CheckoutId(NEXT_CHECKOUT.fetch_add(1, Ordering::Relaxed));
         let waited = now.since(began);
-        // Before the ledger shows it, or the keeper would judge the activity of the checkout before.
-        tether.activity.begin(now);
-        let leash = Leash(Arc::clone(tether));
-        self.ledger().checked_out(id, spare.conn.id, Arc::clone(holder), leash, waited, now);
+        // Before the ledger shows it, or the watchdog would judge the activity of the checkout before.
+        holder_state.activity.begin(now);
+        let handle = HolderHandle(Arc::clone(holder_state));
+        self.ledger().checked_out(id, pooled.conn.id, Arc::clone(holder), handle, waited, now);
         self.0.sink.checked_out(&self.0.key, waited);
-        Checkout { pool: self.clone(), id, kit: Some(Kit { spare, slot }) }
+        Checkout { pool: self.clone(), id, lease: Some(Lease { pooled, permit }) }
     }
 
     /// A connection just opened is one of the pool's now.
@@ -193,10 +193,10 @@ impl WatchedPool {
     }
 
     /// Closes a connection that somebody has.
-    pub(crate) fn discard(&self, spare: Spare, reason: CloseReason) {
-        spare.conn.closing(reason);
-        self.0.roster().remove(&spare.conn.id);
-        drop(spare);
+    pub(crate) fn discard(&self, pooled: PooledConn, reason: CloseReason) {
+        pooled.conn.closing(reason);
+        self.0.roster().remove(&pooled.conn.id);
+        drop(pooled);
     }
 
     /// The parameters a server connection of this pool reported at login; `None` before the first one.
@@ -207,7 +207,7 @@ impl WatchedPool {
     /// The server may have been reloaded since: what it reports now, but for what is set by a client, is what clients
     /// are greeted with.
     pub(crate) fn welcome_again(&self, conn: &ServerConn) {
-        let Some(current) = conn.switch.current() else { return };
+        let Some(current) = conn.wire_lease.current() else { return };
         let applied = conn.applied();
         let mut welcome = self.welcome().map(|welcome| (*welcome).clone()).unwrap_or_default();
         let is_set = |name: &str| applied.contains_key(&name.to_ascii_lowercase());
@@ -244,13 +244,13 @@ impl WatchedPool {
     /// Gives it the size that the policy says now. Nobody loses a connection by that: what is too much is
     /// closed as it comes home.
     pub(crate) fn resize(&self) {
-        self.0.slots.resize(self.0.policy.load().size);
+        self.0.permits.resize(self.0.policy.load().size);
     }
 
     /// From now on connections go to this server; those that went elsewhere are closed as they come home.
     pub(crate) fn retarget(&self, target: &Target) {
         self.0.target.store(Arc::new(target.for_login(&self.0.key.database, &self.0.key.user)));
-        self.0.trials.forget();
+        self.0.accepted_parameters.forget();
     }
 
     /// Whether a connection that nobody uses may stay in the pool.
@@ -264,7 +264,7 @@ impl WatchedPool {
             || !self.0.known.is_current(conn.generation)
         {
             Err(CloseReason::Replaced)
-        } else if self.0.valve.flow() == Flow::Paused {
+        } else if self.0.pause_gate.flow() == Flow::Paused {
             Err(CloseReason::Paused)
         } else {
             Ok(())
@@ -274,19 +274,19 @@ impl WatchedPool {
     /// Closes connections that are dead, too old, too many, or unused for too long, and lets the connection
     /// tasks of those that came home watch their sockets.
     pub(crate) fn reap(&self, now: Moment) {
-        self.0.slots.settle();
+        self.0.permits.settle();
         let spent = self.ledger().spent(&self.0.policy.load(), now);
-        self.0.rack.retain(|spare| {
-            let conn = &spare.conn;
+        self.0.idle_conns.retain(|pooled| {
+            let conn = &pooled.conn;
             if !conn.watched.swap(true, Ordering::Relaxed) {
-                conn.switch.wake_home();
+                conn.wire_lease.wake_home();
             }
             match spent.get(&conn.id).copied().or(self.keeps(conn, now).err()) {
                 Some(reason) => {
                     conn.closing(reason);
                     false
                 }
-                None => !spare.object().is_closed(),
+                None => !pooled.object().is_closed(),
             }
         });
     }
@@ -328,12 +328,12 @@ impl WatchedPool {
 
     /// Closes the pool: no more checkouts, and idle connections go.
     pub(crate) fn close(&self) {
-        self.0.slots.close();
+        self.0.permits.close();
         let conns: Vec<_> = self.0.roster().values().cloned().collect();
         for conn in conns {
             conn.closing(CloseReason::Shutdown);
         }
-        self.0.rack.close();
+        self.0.idle_conns.close();
         self.objects().close();
     }
 
@@ -342,7 +342,7 @@ impl WatchedPool {
         self.0.roster().values().find(|conn| conn.backend_pid == backend_pid).cloned()
     }
 
-    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger<Leash>> {
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger<HolderHandle>> {
         self.0.ledger()
     }
 

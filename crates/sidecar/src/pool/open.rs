@@ -1,4 +1,4 @@
-//! Opens connections for the pool and enters their beginning and their end into the ledger. Floor 3.
+//! Opens connections for the pool and enters their beginning and their end into the ledger.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -16,7 +16,7 @@ use crate::upstream::server_conn::ServerConn;
 
 static NEXT_CONN: AtomicU64 = AtomicU64::new(1);
 
-/// What opens connections, with a switch in them, and bounds them. The idle ones are on the rack, not here.
+/// What opens connections, with a switch in them, and bounds them. The idle ones are on the idle connections, not here.
 pub(crate) fn deadpool(inner: Weak<Inner>, target: &Target, size: usize) -> Pool {
     let config = target.postgres.clone();
     let open = move || {
@@ -64,7 +64,7 @@ async fn open(inner: Weak<Inner>) -> Result<(tokio_postgres::Client, JoinHandle<
             });
         }
         drop(life);
-        drop(DELIVERED.try_with(|slot| slot.replace(Some(conn))));
+        drop(DELIVERED.try_with(|permit| permit.replace(Some(conn))));
     }
     Ok((dialled.client, dialled.task))
 }

@@ -1,4 +1,4 @@
-//! Pause and resume: whether new checkouts go on or wait. Floor 3.
+//! Pause and resume: whether new checkouts go on or wait.
 
 use tokio::sync::watch;
 
@@ -15,9 +15,9 @@ pub(crate) enum Flow {
 
 /// Shared by all pools of a process.
 #[derive(Debug)]
-pub(crate) struct Valve(watch::Sender<Flow>);
+pub(crate) struct PauseGate(watch::Sender<Flow>);
 
-impl Valve {
+impl PauseGate {
     /// What new checkouts do.
     pub(crate) fn flow(&self) -> Flow {
         *self.0.borrow()
@@ -33,13 +33,13 @@ impl Valve {
         self.turn(Flow::Paused, Flow::Open)
     }
 
-    /// The drain has begun: whoever waits behind the valve has nothing to finish.
+    /// The drain has begun: whoever waits behind the pause gate has nothing to finish.
     pub(crate) fn drain(&self) {
         self.turn(Flow::Paused, Flow::Over);
     }
 
     /// Resolves when they do not wait. Cancel safe.
-    pub(crate) async fn turned(&self) -> Flow {
+    pub(crate) async fn changed(&self) -> Flow {
         let mut flow = self.0.subscribe();
         // The sender lives as long as we do.
         flow.wait_for(|flow| *flow != Flow::Paused).await.map_or(Flow::Over, |flow| *flow)
@@ -56,7 +56,7 @@ impl Valve {
     }
 }
 
-impl Default for Valve {
+impl Default for PauseGate {
     fn default() -> Self {
         Self(watch::channel(Flow::Open).0)
     }
@@ -68,12 +68,12 @@ mod tests {
 
     #[test]
     fn a_drain_ends_a_pause_for_good() {
-        let valve = Valve::default();
-        valve.drain();
-        assert_eq!(valve.flow(), Flow::Open, "nobody waits: those at work may finish");
-        assert!(valve.pause() && !valve.pause());
-        valve.drain();
-        assert_eq!(valve.flow(), Flow::Over);
-        assert!(!valve.resume() && !valve.pause());
+        let pause_gate = PauseGate::default();
+        pause_gate.drain();
+        assert_eq!(pause_gate.flow(), Flow::Open, "nobody waits: those at work may finish");
+        assert!(pause_gate.pause() && !pause_gate.pause());
+        pause_gate.drain();
+        assert_eq!(pause_gate.flow(), Flow::Over);
+        assert!(!pause_gate.resume() && !pause_gate.pause());
     }
 }

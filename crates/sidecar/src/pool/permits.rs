@@ -1,4 +1,4 @@
-//! The slots of a pool: a fair queue whose size may change while they are taken. Floor 3.
+//! The slots of a pool: a fair queue whose size may change while they are taken.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,28 +8,28 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A pool's slots. Clones are the same slots.
 #[derive(Clone, Debug)]
-pub(crate) struct Slots(Arc<Inner>);
+pub(crate) struct Permits(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     semaphore: Arc<Semaphore>,
-    /// Slots that are to be given up as they come home.
+    /// Permits that are to be given up as they come home.
     debt: AtomicUsize,
     size: Mutex<usize>,
 }
 
 /// A slot that is taken; free again when it is dropped, unless the pool has become smaller.
 #[derive(Debug)]
-pub(crate) struct Slot {
+pub(crate) struct Permit {
     permit: Option<OwnedSemaphorePermit>,
-    of: Slots,
+    of: Permits,
 }
 
 /// The pool is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Closed;
 
-impl Slots {
+impl Permits {
     /// All of them free.
     pub(crate) fn new(size: usize) -> Self {
         let semaphore = Arc::new(Semaphore::new(size));
@@ -40,9 +40,9 @@ impl Slots {
     ///
     /// # Errors
     /// [`Closed`].
-    pub(crate) fn try_take(&self) -> Result<Option<Slot>, Closed> {
+    pub(crate) fn try_take(&self) -> Result<Option<Permit>, Closed> {
         match Arc::clone(&self.0.semaphore).try_acquire_owned() {
-            Ok(permit) => Ok(Some(self.slot(permit))),
+            Ok(permit) => Ok(Some(self.permit(permit))),
             Err(tokio::sync::TryAcquireError::NoPermits) => Ok(None),
             Err(tokio::sync::TryAcquireError::Closed) => Err(Closed),
         }
@@ -52,12 +52,12 @@ impl Slots {
     ///
     /// # Errors
     /// [`Closed`].
-    pub(crate) async fn take(&self) -> Result<Slot, Closed> {
+    pub(crate) async fn take(&self) -> Result<Permit, Closed> {
         let permit = Arc::clone(&self.0.semaphore).acquire_owned().await;
-        permit.map(|permit| self.slot(permit)).map_err(|_| Closed)
+        permit.map(|permit| self.permit(permit)).map_err(|_| Closed)
     }
 
-    /// Makes it `size` slots. Slots that are taken stay with whoever has them: where there are too many
+    /// Makes it `size` slots. Permits that are taken stay with whoever has them: where there are too many
     /// they are given up as they come home.
     pub(crate) fn resize(&self, size: usize) {
         let mut before = self.0.size.lock();
@@ -85,8 +85,8 @@ impl Slots {
         self.0.semaphore.close();
     }
 
-    fn slot(&self, permit: OwnedSemaphorePermit) -> Slot {
-        Slot { permit: Some(permit), of: self.clone() }
+    fn permit(&self, permit: OwnedSemaphorePermit) -> Permit {
+        Permit { permit: Some(permit), of: self.clone() }
     }
 }
 
@@ -99,7 +99,7 @@ impl Inner {
     }
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take()
             && self.of.0.pay_one()
@@ -117,33 +117,33 @@ mod tests {
 
     #[test]
     fn a_pool_that_shrinks_takes_slots_from_nobody() {
-        let slots = Slots::new(3);
-        let mut held: Vec<_> = (0..3).map(|_| slots.try_take().unwrap().unwrap()).collect();
-        slots.resize(1);
-        assert!(slots.try_take().unwrap().is_none());
+        let permits = Permits::new(3);
+        let mut held: Vec<_> = (0..3).map(|_| permits.try_take().unwrap().unwrap()).collect();
+        permits.resize(1);
+        assert!(permits.try_take().unwrap().is_none());
         held.pop();
         held.pop();
-        assert!(slots.try_take().unwrap().is_none(), "two came home, and both were owed");
+        assert!(permits.try_take().unwrap().is_none(), "two came home, and both were owed");
         held.pop();
-        let last = slots.try_take().unwrap();
-        assert!(last.is_some() && slots.try_take().unwrap().is_none());
+        let last = permits.try_take().unwrap();
+        assert!(last.is_some() && permits.try_take().unwrap().is_none());
     }
 
     #[tokio::test]
     async fn whoever_waits_gets_a_slot_as_soon_as_the_pool_grows() {
-        let slots = Slots::new(1);
-        let held = slots.take().await.unwrap();
+        let permits = Permits::new(1);
+        let held = permits.take().await.unwrap();
         let waiting = tokio::spawn({
-            let slots = slots.clone();
-            async move { slots.take().await.is_ok() }
+            let permits = permits.clone();
+            async move { permits.take().await.is_ok() }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        slots.resize(2);
+        permits.resize(2);
         assert!(waiting.await.unwrap());
         drop(held);
-        slots.close();
-        assert_eq!(slots.take().await.unwrap_err(), Closed);
+        permits.close();
+        assert_eq!(permits.take().await.unwrap_err(), Closed);
     }
 
     #[derive(Clone, Debug)]
@@ -165,18 +165,18 @@ mod tests {
         /// Whatever is taken, given back and resized: a slot is to be had exactly when fewer than the size are out.
         #[test]
         fn there_are_as_many_slots_as_was_last_said(steps in proptest::collection::vec(step(), 1..200)) {
-            let (slots, mut size, mut held) = (Slots::new(5), 5, Vec::new());
+            let (permits, mut size, mut held) = (Permits::new(5), 5, Vec::new());
             for step in steps {
                 match step {
                     Step::Take => {
-                        let slot = slots.try_take().unwrap();
-                        prop_assert_eq!(slot.is_some(), held.len() < size);
-                        held.extend(slot);
+                        let permit = permits.try_take().unwrap();
+                        prop_assert_eq!(permit.is_some(), held.len() < size);
+                        held.extend(permit);
                     }
                     Step::Return => drop(held.pop()),
                     Step::Resize(to) => {
                         size = to;
-                        slots.resize(to);
+                        permits.resize(to);
                     }
                 }
             }

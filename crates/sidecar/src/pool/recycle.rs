@@ -1,17 +1,17 @@
-//! Brings home what did not come home clean: cancel, roll back, reset, verify, or close. Floor 3.
+//! Brings home what did not come home clean: cancel, roll back, reset, verify, or close.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pgleash_core::{CloseReason, Event, Policy, RecycleAction, RecycleOutcome};
-use pgleash_wire::Beat;
+use pgleash_wire::ConnActivity;
 use pgleash_wire::frame::{Cut, FrameError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::pool::describe;
-use crate::pool::job::{Job, Kit, Plan};
+use crate::pool::job::{Job, Lease, Plan};
 use crate::pool::state::{Inner, WatchedPool};
 use crate::upstream::server_conn::ServerConn;
 use crate::upstream::wire_lease::Wire;
@@ -33,7 +33,7 @@ pub(crate) async fn run(pool: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job
 
 async fn clean(pool: WatchedPool, job: Job) {
     let began = pgleash_clock::now();
-    let Job { conn, checkout, kit, wire, plan } = job;
+    let Job { conn, checkout, lease, wire, plan } = job;
     let action = match plan {
         Plan::Reset => RecycleAction::Reset,
         Plan::Cancel => RecycleAction::Cancel,
@@ -55,20 +55,20 @@ async fn clean(pool: WatchedPool, job: Job) {
             Err("closed in mid-protocol".to_owned())
         }
         (_, None) => Err("the wire was lost".to_owned()),
-        (Plan::Reset, Some(wire)) => reset(&conn, &kit, wire).await,
+        (Plan::Reset, Some(wire)) => reset(&conn, &lease, wire).await,
         (Plan::Cancel, Some(wire)) => match cancel(&conn, wire).await {
-            Ok(wire) => reset(&conn, &kit, wire).await,
+            Ok(wire) => reset(&conn, &lease, wire).await,
             Err(why) => Err(why),
         },
     };
     let (outcome, detail) = match cleaned {
         Ok(()) => {
             pool.ledger().recycled(conn.id, pgleash_clock::now());
-            pool.inner().rack.put(kit.spare);
+            pool.inner().idle_conns.put(lease.pooled);
             (RecycleOutcome::Reissued, String::new())
         }
         Err(why) => {
-            pool.discard(kit.spare, CloseReason::Unclean);
+            pool.discard(lease.pooled, CloseReason::Unclean);
             (pool.inner().probe.verify_gone(&conn).await, why)
         }
     };
@@ -82,34 +82,34 @@ async fn clean(pool: WatchedPool, job: Job) {
         elapsed_seconds: pgleash_clock::now().since(began).as_secs_f64(),
         detail,
     });
-    drop(kit.slot);
+    drop(lease.permit);
 }
 
 /// Ends whatever the server still does for a connection that is about to be closed: a backend notices
 /// its client's end only when it reads or writes next. A cancel request needs no place among the
 /// server's connections. One that fails is no harm: the probe looks at the backend next.
 async fn stop(conn: &Arc<ServerConn>, wire: Option<Box<Wire>>) {
-    if !wire.is_some_and(|wire| wire.pulse.may_query()) {
+    if !wire.is_some_and(|wire| wire.protocol.may_query()) {
         let _ = conn.announce_cancel().send().await;
     }
 }
 
 /// Rolls back, discards all session state, and checks that the connection is quiet.
-async fn reset(conn: &Arc<ServerConn>, kit: &Kit, mut wire: Box<Wire>) -> Result<(), String> {
+async fn reset(conn: &Arc<ServerConn>, lease: &Lease, mut wire: Box<Wire>) -> Result<(), String> {
     wire.prepared.forget_all();
-    let in_transaction = wire.pulse.in_transaction();
-    conn.switch.give_back(wire);
+    let in_transaction = wire.protocol.in_transaction();
+    conn.wire_lease.give_back(wire);
     let resetting = async {
         while conn.has_cancel_in_flight() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         if in_transaction {
-            kit.spare.object().batch_execute("ROLLBACK").await?;
+            lease.pooled.object().batch_execute("ROLLBACK").await?;
         }
-        kit.spare.object().batch_execute("DISCARD ALL").await?;
+        lease.pooled.object().batch_execute("DISCARD ALL").await?;
         if conn.seeded.swap(false, Ordering::Relaxed) {
             let seed: f64 = rand::random_range(-1.0..1.0);
-            kit.spare.object().batch_execute(&format!("SELECT pg_catalog.setseed({seed})")).await?;
+            lease.pooled.object().batch_execute(&format!("SELECT pg_catalog.setseed({seed})")).await?;
         }
         Ok(())
     };
@@ -117,10 +117,10 @@ async fn reset(conn: &Arc<ServerConn>, kit: &Kit, mut wire: Box<Wire>) -> Result
         Err(_) => Err(format!("no reset within {:?}", Policy::RESET_DEADLINE)),
         Ok(Err(error)) => Err(format!("reset failed: {}", describe(&error))),
         Ok(Ok(())) if conn.is_tainted() => Err("a cancel request may still be on its way to it".to_owned()),
-        Ok(Ok(())) if conn.switch.is_quiet_at_home() => {
+        Ok(Ok(())) if conn.wire_lease.is_quiet_at_home() => {
             conn.sequences_of.store(ServerConn::NOBODY, Ordering::Relaxed);
             conn.set_applied(&Arc::default());
-            kit.spare.object().statement_cache.clear();
+            lease.pooled.object().statement_cache.clear();
             Ok(())
         }
         Ok(Ok(())) => Err("not quiet after the reset".to_owned()),
@@ -131,7 +131,7 @@ async fn reset(conn: &Arc<ServerConn>, kit: &Kit, mut wire: Box<Wire>) -> Result
 async fn cancel(conn: &Arc<ServerConn>, mut wire: Box<Wire>) -> Result<Box<Wire>, String> {
     let ending = async {
         conn.announce_cancel().send().await.map_err(|error| format!("cancel request failed: {error}"))?;
-        while wire.pulse.beat() == Beat::InFlight || !wire.received.at_boundary() {
+        while wire.protocol.conn_activity() == ConnActivity::InFlight || !wire.received.at_boundary() {
             read_some(&mut wire).await?;
         }
         Ok(())
@@ -141,7 +141,7 @@ async fn cancel(conn: &Arc<ServerConn>, mut wire: Box<Wire>) -> Result<Box<Wire>
             Err(format!("the statement did not end within {:?} of its cancel", Policy::CANCEL_DEADLINE))
         }
         Ok(Err(why)) => Err(why),
-        Ok(Ok(())) if wire.pulse.may_query() => Ok(wire),
+        Ok(Ok(())) if wire.protocol.may_query() => Ok(wire),
         Ok(Ok(())) => Err("cancelled in mid-protocol".to_owned()),
     }
 }
@@ -149,7 +149,7 @@ async fn cancel(conn: &Arc<ServerConn>, mut wire: Box<Wire>) -> Result<Box<Wire>
 async fn read_some(wire: &mut Wire) -> Result<(), String> {
     use tokio::io::AsyncReadExt;
     discard_frames(wire).map_err(|error| error.to_string())?;
-    if wire.pulse.beat() != Beat::InFlight && wire.received.at_boundary() {
+    if wire.protocol.conn_activity() != ConnActivity::InFlight && wire.received.at_boundary() {
         return Ok(());
     }
     match wire.io.read_buf(&mut wire.inbox).await {
@@ -165,7 +165,7 @@ fn discard_frames(wire: &mut Wire) -> Result<(), FrameError> {
     loop {
         let taken = match wire.received.next(&wire.inbox, false, |tag| usize::from(tag == b'Z'))? {
             Cut::Frame(frame, taken) => {
-                wire.pulse.received(frame.tag, frame.body.first().copied());
+                wire.protocol.received(frame.tag, frame.body.first().copied());
                 taken
             }
             Cut::Body(_, taken) => taken,

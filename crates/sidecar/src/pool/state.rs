@@ -14,16 +14,16 @@ use pgleash_wire::Library;
 use pgleash_wire::message::SqlState;
 use tokio::sync::{Notify, mpsc};
 
-use crate::pool::accepted_parameters::Trials;
+use crate::pool::accepted_parameters::AcceptedParameters;
 use crate::pool::defaults::Known;
-use crate::pool::idle::Rack;
+use crate::pool::idle::IdleConns;
 use crate::pool::job::Job;
-use crate::pool::pause::Valve;
-use crate::pool::permits::Slots;
+use crate::pool::pause::PauseGate;
+use crate::pool::permits::Permits;
 use crate::upstream::backend_probe::Probe;
 use crate::upstream::connector::Target;
 use crate::upstream::error::describe;
-use crate::upstream::holder_handle::Leash;
+use crate::upstream::holder_handle::HolderHandle;
 use crate::upstream::server_conn::ServerConn;
 use crate::watchdog::wait_sampler::Survey;
 
@@ -84,19 +84,19 @@ impl CheckoutError {
 pub(crate) struct Inner {
     pub(crate) key: PoolKey,
     pub(crate) policy: Arc<LivePolicy>,
-    pub(crate) valve: Arc<Valve>,
+    pub(crate) pause_gate: Arc<PauseGate>,
     /// The server that new connections go to, and old ones must have gone to.
     pub(crate) target: ArcSwap<Target>,
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) probe: Probe,
     pub(crate) survey: Survey,
-    pub(crate) ledger: Mutex<Ledger<Leash>>,
+    pub(crate) ledger: Mutex<Ledger<HolderHandle>>,
     pub(crate) reclaims: Mutex<VecDeque<Moment>>,
-    /// Tells the keeper to look now.
+    /// Tells the watchdog to look now.
     pub(crate) attention: Arc<Notify>,
-    pub(crate) slots: Slots,
+    pub(crate) permits: Permits,
     pub(crate) objects: OnceLock<Pool>,
-    pub(crate) rack: Rack,
+    pub(crate) idle_conns: IdleConns,
     /// Every live connection.
     pub(crate) roster: Mutex<BTreeMap<ConnId, Arc<ServerConn>>>,
     /// What the pool's clients have prepared.
@@ -104,13 +104,13 @@ pub(crate) struct Inner {
     pub(crate) janitor: mpsc::UnboundedSender<Job>,
     pub(crate) welcome: ArcSwapOption<BTreeMap<String, String>>,
     /// What clients have asked for at their logins that the server took.
-    pub(crate) trials: Trials,
+    pub(crate) accepted_parameters: AcceptedParameters,
     /// What role and database set for its connections.
     pub(crate) known: Known,
 }
 
 impl Inner {
-    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger<Leash>> {
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger<HolderHandle>> {
         self.ledger.lock()
     }
 

@@ -1,4 +1,4 @@
-//! The sidecar: bind, spawn, serve, drain. Floor 4.
+//! The sidecar: bind, spawn, serve, drain.
 
 pub(crate) mod socket_handover;
 
@@ -20,7 +20,7 @@ use crate::config::{Config, Sources};
 use crate::net::inherited_sockets::Sockets;
 use crate::process::socket_handover::{Offer, Predecessor};
 use crate::proxy::auth::Credentials;
-use crate::proxy::listener::Door;
+use crate::proxy::listener::Listener;
 use crate::reload::Reloader;
 use crate::watchdog;
 
@@ -45,7 +45,8 @@ pub async fn run(config: Config, sources: Sources, telemetry: Arc<Telemetry>) ->
     let credentials = Credentials::load(&config, &target).map_err(RunError::Credentials)?;
     let mut signals = Signals::new().map_err(RunError::System)?;
     let hangup = signal(SignalKind::hangup()).map_err(RunError::System)?;
-    let Listeners { door, admin, control, mut offer, predecessor } = Listeners::open(&config).await?;
+    let Listeners { client_listener, admin, control, mut offer, predecessor } =
+        Listeners::open(&config).await?;
 
     let hub = Arc::new(Hub::new(config, target, credentials, telemetry.clone()));
     let reloader = Reloader::new(Arc::clone(&hub), sources);
@@ -56,7 +57,7 @@ pub async fn run(config: Config, sources: Sources, telemetry: Arc<Telemetry>) ->
     };
     telemetry.emit(Event::Started {
         version: env!("CARGO_PKG_VERSION"),
-        listen: door.address(),
+        listen: client_listener.address(),
         admin: pages.admin.address().to_string(),
         control: pages.control.as_ref().map(|control| control.address().to_string()),
         action: hub.action(),
@@ -64,11 +65,11 @@ pub async fn run(config: Config, sources: Sources, telemetry: Arc<Telemetry>) ->
     });
     // One that has gone meanwhile needs to be told nothing.
     if predecessor.is_some_and(|predecessor| predecessor.served().is_ok()) {
-        telemetry.emit(Event::TookOver { listen: door.address() });
+        telemetry.emit(Event::TookOver { listen: client_listener.address() });
     }
     let watching = tokio::spawn(reloader.watch(hangup));
     let replaced = tokio::select! {
-        () = door.serve(&hub) => false,
+        () = client_listener.serve(&hub) => false,
         () = crate::proxy::auth::follow(&hub) => false,
         () = signals.stop() => false,
         () = taken(&mut offer) => true,
@@ -77,7 +78,7 @@ pub async fn run(config: Config, sources: Sources, telemetry: Arc<Telemetry>) ->
     drop(offer);
     let mut pages = Some(pages);
     if replaced {
-        door.leave();
+        client_listener.leave();
         if let Some(pages) = pages.take() {
             pages.stop().await;
         }
@@ -87,11 +88,11 @@ pub async fn run(config: Config, sources: Sources, telemetry: Arc<Telemetry>) ->
         hub.begin_drain();
     } else {
         hub.begin_drain();
-        door.close(&hub).await;
+        client_listener.close(&hub).await;
     }
     let clients_cut = drain(&hub, &mut signals).await;
     hub.watch.stop();
-    // The keeper's thread ends within one look; it must not outlive what it looks at.
+    // The watchdog's thread ends within one look; it must not outlive what it looks at.
     let _ = tokio::task::spawn_blocking(move || keeper.join()).await;
     telemetry.emit(Event::Stopped { drained: clients_cut == 0, clients_cut });
     if let Some(pages) = pages {
@@ -136,7 +137,7 @@ async fn drain(hub: &Arc<Hub>, signals: &mut Signals) -> usize {
 
 /// The listening sockets, fresh or from a process that runs already.
 struct Listeners {
-    door: Door,
+    client_listener: Listener,
     admin: StdTcpListener,
     control: Option<StdTcpListener>,
     /// On offer to the next process.
@@ -157,20 +158,20 @@ impl Listeners {
             Some(predecessor) => std::mem::take(&mut predecessor.sockets),
             None => Sockets::default(),
         };
-        let door = Door::open(&config.listen, &mut inherited).await?;
+        let client_listener = Listener::open(&config.listen, &mut inherited).await?;
         let admin = bind("admin", config.admin, &mut inherited)?;
         let control = config.control.map(|address| bind("control", address, &mut inherited)).transpose()?;
         let offer = match handover {
             None => None,
             Some(path) => {
                 let mut sockets = Sockets::default();
-                sockets.add(&door).map_err(refuse)?;
+                sockets.add(&client_listener).map_err(refuse)?;
                 sockets.add(&admin).map_err(refuse)?;
                 control.iter().try_for_each(|control| sockets.add(control)).map_err(refuse)?;
                 Some(Offer::new(path, sockets, predecessor.as_ref()).map_err(refuse)?)
             }
         };
-        Ok(Self { door, admin, control, offer, predecessor })
+        Ok(Self { client_listener, admin, control, offer, predecessor })
     }
 }
 

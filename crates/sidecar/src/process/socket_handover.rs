@@ -1,4 +1,4 @@
-//! Hands the listening sockets to the next process, so that an upgrade drops no client. Floor 4.
+//! Hands the listening sockets to the next process, so that an upgrade drops no client.
 //!
 //! Both processes then have the very same socket with one queue of connections: a connection that was
 //! established while nobody accepted is served by whoever accepts next. (With SO_REUSEPORT each process has

@@ -1,4 +1,4 @@
-//! Where Postgres clients come in. Floor 4.
+//! Where Postgres clients come in.
 
 use std::io;
 use std::net::TcpListener as StdTcpListener;
@@ -19,14 +19,14 @@ use crate::proxy::login;
 use crate::proxy::login::caller::Caller;
 
 /// A listening socket.
-pub(crate) enum Door {
+pub(crate) enum Listener {
     /// TCP.
     Tcp(TcpListener),
     /// A Unix socket, and the file that names it.
     Unix(UnixListener, SocketFile),
 }
 
-impl Door {
+impl Listener {
     /// How long who was in the queue may take to say who it is, and hear that we are draining.
     const LAST_CALL: Duration = Duration::from_millis(200);
 
@@ -37,14 +37,14 @@ impl Door {
     pub(crate) async fn open(listen: &Listen, inherited: &mut Sockets) -> Result<Self, RunError> {
         let opened = match listen {
             Listen::Tcp(address) => match inherited.tcp(*address) {
-                Some(socket) => inherit_tcp(socket).map(Door::Tcp),
-                None => TcpListener::bind(address).await.map(Door::Tcp),
+                Some(socket) => inherit_tcp(socket).map(Listener::Tcp),
+                None => TcpListener::bind(address).await.map(Listener::Tcp),
             },
             Listen::Unix(path) => match inherited.unix(path) {
                 Some(socket) => inherit_unix(socket),
                 None => bind_unix(path),
             }
-            .map(|socket| Door::Unix(socket, SocketFile::new(path))),
+            .map(|socket| Listener::Unix(socket, SocketFile::new(path))),
         };
         opened.map_err(|error| RunError::Bind { key: "listen", address: listen.to_string(), error })
     }
@@ -52,8 +52,10 @@ impl Door {
     /// Where it is.
     pub(crate) fn address(&self) -> String {
         match self {
-            Door::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".to_owned(), |at| at.to_string()),
-            Door::Unix(_, file) => file.path.display().to_string(),
+            Listener::Tcp(listener) => {
+                listener.local_addr().map_or_else(|_| "?".to_owned(), |at| at.to_string())
+            }
+            Listener::Unix(_, file) => file.path.display().to_string(),
         }
     }
 
@@ -61,10 +63,12 @@ impl Door {
     pub(crate) async fn serve(&self, hub: &Arc<Hub>) {
         loop {
             let accepted = match self {
-                Door::Tcp(listener) => {
+                Listener::Tcp(listener) => {
                     listener.accept().await.map(|(stream, from)| Caller::tcp(stream, from))
                 }
-                Door::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Caller::unix(stream)),
+                Listener::Unix(listener, _) => {
+                    listener.accept().await.map(|(stream, _)| Caller::unix(stream))
+                }
             };
             match accepted {
                 Ok(caller) => drop(tokio::spawn(borrower(login::admit(Arc::clone(hub), caller)))),
@@ -97,17 +101,17 @@ impl Door {
 
     /// Closes it here; whoever else has the socket goes on with it.
     pub(crate) fn leave(mut self) {
-        if let Door::Unix(_, file) = &mut self {
+        if let Listener::Unix(_, file) = &mut self {
             file.leave();
         }
     }
 }
 
-impl AsFd for Door {
+impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Door::Tcp(listener) => listener.as_fd(),
-            Door::Unix(listener, _) => listener.as_fd(),
+            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Unix(listener, _) => listener.as_fd(),
         }
     }
 }

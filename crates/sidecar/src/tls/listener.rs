@@ -1,4 +1,4 @@
-//! TLS to clients: the certificate that is shown, and who may come without one. Floor 4.
+//! TLS to clients: the certificate that is shown, and who may come without one.
 //!
 //! The files are read again when they change, so a certificate is renewed without a restart. A file that does not
 //! work leaves the old certificate in place.
@@ -27,7 +27,7 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// The files of `[tls]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DoorFiles {
+pub struct ListenerFiles {
     /// `tls.cert`: the certificate and those between it and its authority, PEM.
     pub cert: PathBuf,
     /// `tls.key`: its private key, PEM.
@@ -36,7 +36,7 @@ pub struct DoorFiles {
     pub client_ca: Option<PathBuf>,
 }
 
-impl DoorFiles {
+impl ListenerFiles {
     /// Each file, in the order in which they are read.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         [Some(&self.cert), Some(&self.key), self.client_ca.as_ref()]
@@ -60,7 +60,7 @@ pub struct Shown {
 
 /// The certificate as it is now. Reading it takes no more than the clone of two references.
 pub struct Certificates {
-    files: DoorFiles,
+    files: ListenerFiles,
     shown: RwLock<Shown>,
 }
 
@@ -69,7 +69,7 @@ impl Certificates {
     ///
     /// # Errors
     /// Which file does not work, and why.
-    pub fn load(files: DoorFiles) -> Result<Self, DoorError> {
+    pub fn load(files: ListenerFiles) -> Result<Self, DoorError> {
         let shown = RwLock::new(read(&files)?);
         Ok(Self { files, shown })
     }
@@ -90,7 +90,7 @@ impl Certificates {
     }
 
     /// Where it is read from.
-    pub fn files(&self) -> &DoorFiles {
+    pub fn files(&self) -> &ListenerFiles {
         &self.files
     }
 }
@@ -112,7 +112,7 @@ impl fmt::Display for DoorError {
 
 impl std::error::Error for DoorError {}
 
-fn read(files: &DoorFiles) -> Result<Shown, DoorError> {
+fn read(files: &ListenerFiles) -> Result<Shown, DoorError> {
     let chain = certificates("tls.cert", &files.cert)?;
     let refuse = |why: String| DoorError { key: "tls.cert", path: files.cert.clone(), why };
     let first = chain.first().ok_or_else(|| refuse("it holds no certificate: write it in PEM".into()))?;

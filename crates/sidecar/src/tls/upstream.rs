@@ -1,4 +1,4 @@
-//! TLS: to the upstream server by libpq's rules, and to clients in [`door`]. Floor 4.
+//! TLS: to the upstream server by libpq's rules, and to clients in [`client_listener`].
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! One address of one host: opened for a login, and for a cancel request. Floor 3.
+//! One address of one host: opened for a login, and for a cancel request.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! Asks the server about its backends, over a connection of its own. Floor 3.
+//! Asks the server about its backends, over a connection of its own.
 //!
 //! Never through the guarded pool: the question must be answered when the pool is exhausted. The
 //! connection is opened when it is needed and kept for a short while.

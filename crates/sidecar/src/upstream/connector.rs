@@ -1,4 +1,4 @@
-//! Opens server connections with a switch in them. Floor 3.
+//! Opens server connections with a switch in them.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -19,7 +19,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::net::stream::Io;
 use crate::upstream::error::io_error;
-use crate::upstream::wire_lease::{HomeEnd, Login, Switch};
+use crate::upstream::wire_lease::{HomeEnd, Login, WireLease};
 
 pub(crate) use crate::upstream::address::{Address, Security, prepare_socket};
 pub(crate) use crate::upstream::error::pool_gone;
@@ -77,7 +77,7 @@ pub(crate) struct Dialled {
     /// The task that drives it.
     pub task: JoinHandle<()>,
     /// The switch under it.
-    pub switch: Switch,
+    pub wire_lease: WireLease,
     /// What the server said at login.
     pub login: Login,
     /// Where a cancel request goes.
@@ -235,12 +235,12 @@ impl Target {
             Ok(io) => io,
             Err(error) => return Err(io_error(error.kind(), &error.to_string()).await),
         };
-        let switch = Switch::new();
+        let wire_lease = WireLease::new();
         let mut config = self.login();
         let (client, task) = match tls {
             None => {
                 config.ssl_mode(SslMode::Disable);
-                let home = switch.attach(io, tokio_postgres::tls::ChannelBinding::none());
+                let home = wire_lease.attach(io, tokio_postgres::tls::ChannelBinding::none());
                 let (client, connection) = config.connect_raw(home, NoTls).await?;
                 (client, drive(connection, Arc::clone(guard)))
             }
@@ -248,14 +248,14 @@ impl Target {
                 config.ssl_mode(SslMode::Require);
                 let name = address.tls_name();
                 let connector = match MakeTlsConnect::<Io>::make_tls_connect(&mut make.clone(), &name) {
-                    Ok(connector) => SwitchTls { inner: connector, switch: switch.clone() },
+                    Ok(connector) => SwitchTls { inner: connector, wire_lease: wire_lease.clone() },
                     Err(never) => match never {},
                 };
                 let (client, connection) = config.connect_raw(io, connector).await?;
                 (client, drive(connection, Arc::clone(guard)))
             }
         };
-        let Some(login) = switch.take_login() else {
+        let Some(login) = wire_lease.take_login() else {
             return Err(io_error(
                 io::ErrorKind::InvalidData,
                 "the server's login ended without ReadyForQuery",
@@ -264,7 +264,7 @@ impl Target {
         };
         let security =
             tls.map(|make| Security { make: make.clone(), negotiation: self.postgres.get_ssl_negotiation() });
-        Ok(Dialled { client, task, switch, login, address: address.clone(), security })
+        Ok(Dialled { client, task, wire_lease, login, address: address.clone(), security })
     }
 
     /// Every address of every host. A name that does not resolve in time has none.
@@ -316,7 +316,7 @@ where
 /// Puts the TLS stream on the switch, so that what is lent is plain protocol bytes.
 struct SwitchTls<T> {
     inner: T,
-    switch: Switch,
+    wire_lease: WireLease,
 }
 
 impl<T> TlsConnect<Io> for SwitchTls<T>
@@ -334,7 +334,7 @@ where
         Box::pin(async move {
             let stream = connecting.await?;
             let binding = stream.channel_binding();
-            Ok(self.switch.attach(Io::Tls(Box::new(stream)), binding))
+            Ok(self.wire_lease.attach(Io::Tls(Box::new(stream)), binding))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Errors of the way to the server: which of them pass by themselves, and those that are ours. Floor 3.
+//! Errors of the way to the server: which of them pass by themselves, and those that are ours.
 
 use std::error::Error;
 use std::io;

@@ -6,19 +6,19 @@ use futures_util::task::AtomicWaker;
 use pgleash_core::Activity;
 use tokio::sync::Notify;
 
-/// How the ledger holds a [`Tether`].
+/// How the ledger holds a [`HolderState`].
 #[derive(Clone, Debug)]
-pub(crate) struct Leash(pub Arc<Tether>);
+pub(crate) struct HolderHandle(pub Arc<HolderState>);
 
-impl AsRef<Activity> for Leash {
+impl AsRef<Activity> for HolderHandle {
     fn as_ref(&self) -> &Activity {
         &self.0.activity
     }
 }
 
-/// What the keeper needs to reach a holder: what it is doing, and how to wake it.
+/// What the watchdog needs to reach a holder: what it is doing, and how to wake it.
 #[derive(Debug, Default)]
-pub(crate) struct Tether {
+pub(crate) struct HolderState {
     /// What the holder is doing.
     pub activity: Activity,
     /// Wakes the holder's task.
@@ -26,13 +26,13 @@ pub(crate) struct Tether {
     attention: Arc<Notify>,
 }
 
-impl Tether {
-    /// Between checkouts. `attention` wakes the keeper.
+impl HolderState {
+    /// Between checkouts. `attention` wakes the watchdog.
     pub(crate) fn new(attention: Arc<Notify>) -> Arc<Self> {
         Arc::new(Self { activity: Activity::new(), waker: AtomicWaker::new(), attention })
     }
 
-    /// The holder's task tells the keeper that there is nothing to read.
+    /// The holder's task tells the watchdog that there is nothing to read.
     pub(crate) fn answer(&self) {
         self.activity.answer();
         self.attention.notify_one();

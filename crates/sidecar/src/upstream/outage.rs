@@ -1,4 +1,4 @@
-//! Whether the server can be reached, as far as those who dialled it know. Floor 3.
+//! Whether the server can be reached, as far as those who dialled it know.
 //!
 //! While it cannot, nobody dials but one task, with pauses that grow and differ, so that a server that comes
 //! back is not met by a crowd. Everybody else waits for what that task finds.
@@ -26,7 +26,7 @@ impl Outlook {
     /// What was said last.
     pub(crate) fn words(&self) -> &str {
         match self {
-            Outlook::Passing(words) | Outlook::Lasting(words) => words,
+            Outlook::Passing(state) | Outlook::Lasting(state) => state,
         }
     }
 }

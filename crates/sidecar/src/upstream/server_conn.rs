@@ -1,4 +1,4 @@
-//! One server connection, as its holders and the janitor share it. Floor 3.
+//! One server connection, as its holders and the recycler share it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use pgleash_wire::parameters::Vars;
 use pgleash_wire::session_query::Defaults;
 
 use crate::upstream::connector::{Address, Dialled, Security, Target};
-use crate::upstream::wire_lease::Switch;
+use crate::upstream::wire_lease::WireLease;
 
 /// Nobody has said why a connection is closed.
 const UNSAID: u8 = u8::MAX;
@@ -37,7 +37,7 @@ pub(crate) struct ServerConn {
     /// A library was loaded by a client: nobody else may have it.
     pub loaded: AtomicBool,
     /// Lends the wire.
-    pub switch: Switch,
+    pub wire_lease: WireLease,
     /// End of its life, jitter included.
     pub expires: Moment,
     /// When it was ready for its first statement.
@@ -93,7 +93,7 @@ impl ServerConn {
             sequences_of: AtomicU32::new(Self::NOBODY),
             seeded: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
-            switch: dialled.switch.clone(),
+            wire_lease: dialled.wire_lease.clone(),
             expires,
             opened,
             address: dialled.address.clone(),

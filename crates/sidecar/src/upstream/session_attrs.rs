@@ -1,4 +1,4 @@
-//! `target_session_attrs`: which host will do. Floor 3.
+//! `target_session_attrs`: which host will do.
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 

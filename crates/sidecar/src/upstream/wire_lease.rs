@@ -1,4 +1,4 @@
-//! Lends the raw wire under a tokio-postgres connection, and takes it back. Floor 3.
+//! Lends the raw wire under a tokio-postgres connection, and takes it back.
 //!
 //! tokio-postgres does login, TLS and reset; the relay needs raw bytes; both use one connection.
 //! The [`HomeEnd`] is the stream that tokio-postgres was given. While the wire is at home it reads
@@ -19,7 +19,7 @@ use parking_lot::{Mutex, MutexGuard};
 use pgleash_wire::frame::{Cut, Cutter, Direction};
 use pgleash_wire::message::read_parameter_status;
 use pgleash_wire::parameters::Vars;
-use pgleash_wire::{Prepared, Pulse, frame, message};
+use pgleash_wire::{Prepared, ProtocolState, frame, message};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
@@ -32,7 +32,7 @@ pub(crate) struct Wire {
     /// Bytes from the server that nobody has taken yet.
     pub inbox: BytesMut,
     /// Who owes whom a reply.
-    pub pulse: Pulse,
+    pub protocol: ProtocolState,
     /// What clients have prepared on it.
     pub prepared: Prepared,
     /// Where in the server's stream the relay stopped.
@@ -68,7 +68,7 @@ impl Wire {
         Self {
             io,
             inbox: BytesMut::new(),
-            pulse: Pulse::new(),
+            protocol: ProtocolState::new(),
             prepared: Prepared::default(),
             received: Cutter::new(Direction::Backend),
             current: Arc::default(),
@@ -83,13 +83,13 @@ impl Wire {
 
     /// Nothing owed, no transaction, no half frame, nothing that tokio-postgres has yet to see.
     fn is_quiet(&self) -> bool {
-        self.pulse.is_quiet() && self.may_query()
+        self.protocol.is_quiet() && self.may_query()
     }
 
     /// The same, but that a transaction may be open.
     fn may_query(&self) -> bool {
         self.login.is_none()
-            && self.pulse.may_query()
+            && self.protocol.may_query()
             && self.whole == 0
             && self.sent.at_boundary()
             && self.half_header.is_empty()
@@ -97,9 +97,9 @@ impl Wire {
 
     /// Tells the pulse of the frames that have become whole in the inbox.
     fn take_stock(&mut self) -> io::Result<()> {
-        let Self { inbox, pulse, login, current, kept, keeps, .. } = self;
+        let Self { inbox, protocol, login, current, kept, keeps, .. } = self;
         self.whole = frame::whole_frames(Direction::Backend, inbox, |frame| {
-            pulse.received(frame.tag, frame.body.first().copied());
+            protocol.received(frame.tag, frame.body.first().copied());
             match frame.tag {
                 b'S' => note_parameter(current, frame.body),
                 b'A' if *keeps => message::passed_on(kept, frame.tag, frame.body),
@@ -153,7 +153,7 @@ impl Wire {
         while !rest.is_empty() {
             match self.sent.next(rest, true, |_| 0) {
                 Ok(Cut::Frame(frame, taken)) => {
-                    self.pulse.sent(frame.tag);
+                    self.protocol.sent(frame.tag);
                     rest = &rest[taken..];
                 }
                 Ok(Cut::Body(_, taken)) => rest = &rest[taken..],
@@ -203,7 +203,7 @@ impl Login {
 }
 
 /// Where the wire is.
-enum Place {
+enum WireAt {
     /// With tokio-postgres. Goes to `Lent`, or `Gone`.
     Home(Box<Wire>),
     /// With the relay. Goes to `Home`, or `Gone`.
@@ -212,10 +212,10 @@ enum Place {
     Gone,
 }
 
-impl Place {
+impl WireAt {
     /// Reads what has come, without waiting; true if there was anything, the end included.
     fn poll_news(&mut self) -> bool {
-        let Place::Home(wire) = self else { return true };
+        let WireAt::Home(wire) = self else { return true };
         let wire = &mut **wire;
         wire.inbox.reserve(1024);
         let read = match &mut wire.io {
@@ -230,15 +230,15 @@ impl Place {
     }
 }
 
-struct Shared {
-    place: Place,
+struct LeaseState {
+    place: WireAt,
     /// The connection task of tokio-postgres, while it waits.
     home: Option<Waker>,
 }
 
 /// The switch between the two ends. Clones are the same switch.
 #[derive(Clone)]
-pub(crate) struct Switch(Arc<Mutex<Shared>>);
+pub(crate) struct WireLease(Arc<Mutex<LeaseState>>);
 
 /// The wire cannot be lent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,23 +249,23 @@ pub(crate) enum NotLent {
     NotHome,
 }
 
-impl Switch {
-    /// A switch with nothing on it; [`Switch::attach`] comes next.
+impl WireLease {
+    /// A switch with nothing on it; [`WireLease::attach`] comes next.
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Shared { place: Place::Gone, home: None })))
+        Self(Arc::new(Mutex::new(LeaseState { place: WireAt::Gone, home: None })))
     }
 
     /// Puts a fresh transport on the switch and gives the home end for tokio-postgres.
     /// `binding` is the TLS channel binding of the transport.
     pub(crate) fn attach(&self, io: Io, binding: ChannelBinding) -> HomeEnd {
-        self.lock().place = Place::Home(Box::new(Wire::new(io)));
-        HomeEnd { switch: self.clone(), binding: Mutex::new(Some(binding)) }
+        self.lock().place = WireAt::Home(Box::new(Wire::new(io)));
+        HomeEnd { wire_lease: self.clone(), binding: Mutex::new(Some(binding)) }
     }
 
     /// What the server said at login; once, after login is done.
     pub(crate) fn take_login(&self) -> Option<Login> {
         match &mut self.lock().place {
-            Place::Home(wire) if wire.login.as_ref().is_some_and(|login| login.done) => wire.login.take(),
+            WireAt::Home(wire) if wire.login.as_ref().is_some_and(|login| login.done) => wire.login.take(),
             _ => None,
         }
     }
@@ -279,9 +279,9 @@ impl Switch {
         let mut shared = self.lock();
         match &mut shared.place {
             // What another look has read is for the connection task to hear first, which is awake.
-            Place::Home(wire) if wire.is_quiet() && wire.inbox.is_empty() => {}
-            Place::Home(_) => return Err(NotLent::NotQuiet),
-            Place::Lent | Place::Gone => return Err(NotLent::NotHome),
+            WireAt::Home(wire) if wire.is_quiet() && wire.inbox.is_empty() => {}
+            WireAt::Home(_) => return Err(NotLent::NotQuiet),
+            WireAt::Lent | WireAt::Gone => return Err(NotLent::NotHome),
         }
         if shared.place.poll_news() {
             drop(shared);
@@ -299,7 +299,7 @@ impl Switch {
         self.lend_if(Wire::is_quiet)
     }
 
-    /// As [`Switch::lend`], also within a transaction, if nothing is in flight.
+    /// As [`WireLease::lend`], also within a transaction, if nothing is in flight.
     ///
     /// # Errors
     /// As there.
@@ -309,14 +309,14 @@ impl Switch {
 
     fn lend_if(&self, may: impl Fn(&Wire) -> bool) -> Result<Box<Wire>, NotLent> {
         let mut shared = self.lock();
-        match std::mem::replace(&mut shared.place, Place::Gone) {
-            Place::Home(wire) if may(&wire) => {
-                shared.place = Place::Lent;
+        match std::mem::replace(&mut shared.place, WireAt::Gone) {
+            WireAt::Home(wire) if may(&wire) => {
+                shared.place = WireAt::Lent;
                 Ok(wire)
             }
             other => {
                 let error =
-                    if matches!(other, Place::Home(_)) { NotLent::NotQuiet } else { NotLent::NotHome };
+                    if matches!(other, WireAt::Home(_)) { NotLent::NotQuiet } else { NotLent::NotHome };
                 shared.place = other;
                 Err(error)
             }
@@ -324,11 +324,11 @@ impl Switch {
     }
 
     /// Brings the wire home. The connection task is not woken: it has nothing to do until it is asked
-    /// something, and [`Switch::wake_home`] makes it look whether the server is still there.
+    /// something, and [`WireLease::wake_home`] makes it look whether the server is still there.
     pub(crate) fn give_back(&self, wire: Box<Wire>) {
         let mut shared = self.lock();
-        if matches!(shared.place, Place::Lent) {
-            shared.place = Place::Home(wire);
+        if matches!(shared.place, WireAt::Lent) {
+            shared.place = WireAt::Home(wire);
         }
     }
 
@@ -343,35 +343,35 @@ impl Switch {
     /// The parameters as the server reported them last, if the wire is at home.
     pub(crate) fn current(&self) -> Option<Arc<Vars>> {
         match &self.lock().place {
-            Place::Home(wire) => Some(Arc::clone(&wire.current)),
-            Place::Lent | Place::Gone => None,
+            WireAt::Home(wire) => Some(Arc::clone(&wire.current)),
+            WireAt::Lent | WireAt::Gone => None,
         }
     }
 
     /// Whether the wire is at home and quiet.
     pub(crate) fn is_quiet_at_home(&self) -> bool {
-        matches!(&self.lock().place, Place::Home(wire) if wire.is_quiet())
+        matches!(&self.lock().place, WireAt::Home(wire) if wire.is_quiet())
     }
 
     /// Whether a transaction is open on the wire at home.
     #[cfg(test)]
     pub(crate) fn in_transaction_at_home(&self) -> bool {
-        matches!(&self.lock().place, Place::Home(wire) if wire.pulse.in_transaction())
+        matches!(&self.lock().place, WireAt::Home(wire) if wire.protocol.in_transaction())
     }
 
     /// Drops the wire if it is at home, and ends the connection of tokio-postgres either way.
     #[cfg(test)]
     pub(crate) fn sever(&self) {
-        self.lock().place = Place::Gone;
+        self.lock().place = WireAt::Gone;
         self.wake_home();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+    fn lock(&self) -> MutexGuard<'_, LeaseState> {
         self.0.lock()
     }
 }
 
-impl Default for Switch {
+impl Default for WireLease {
     fn default() -> Self {
         Self::new()
     }
@@ -379,52 +379,52 @@ impl Default for Switch {
 
 /// The stream that tokio-postgres talks through.
 pub(crate) struct HomeEnd {
-    switch: Switch,
+    wire_lease: WireLease,
     /// Asked for once, at login.
     binding: Mutex<Option<ChannelBinding>>,
 }
 
 impl Drop for HomeEnd {
     fn drop(&mut self) {
-        let place = std::mem::replace(&mut self.switch.lock().place, Place::Gone);
+        let place = std::mem::replace(&mut self.wire_lease.lock().place, WireAt::Gone);
         drop(place);
     }
 }
 
 impl AsyncRead for HomeEnd {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut shared = self.switch.lock();
+        let mut shared = self.wire_lease.lock();
         shared.home = Some(cx.waker().clone());
         match &mut shared.place {
-            Place::Home(wire) => wire.poll_read_home(cx, buf),
-            Place::Lent => Poll::Pending,
-            Place::Gone => Poll::Ready(Ok(())),
+            WireAt::Home(wire) => wire.poll_read_home(cx, buf),
+            WireAt::Lent => Poll::Pending,
+            WireAt::Gone => Poll::Ready(Ok(())),
         }
     }
 }
 
 impl AsyncWrite for HomeEnd {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let mut shared = self.switch.lock();
+        let mut shared = self.wire_lease.lock();
         shared.home = Some(cx.waker().clone());
         match &mut shared.place {
-            Place::Home(wire) => wire.poll_write_home(cx, buf),
-            Place::Lent => Poll::Pending,
-            Place::Gone => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            WireAt::Home(wire) => wire.poll_write_home(cx, buf),
+            WireAt::Lent => Poll::Pending,
+            WireAt::Gone => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.switch.lock().place {
-            Place::Home(wire) => Pin::new(&mut wire.io).poll_flush(cx),
-            Place::Lent | Place::Gone => Poll::Ready(Ok(())),
+        match &mut self.wire_lease.lock().place {
+            WireAt::Home(wire) => Pin::new(&mut wire.io).poll_flush(cx),
+            WireAt::Lent | WireAt::Gone => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.switch.lock().place {
-            Place::Home(wire) => Pin::new(&mut wire.io).poll_shutdown(cx),
-            Place::Lent | Place::Gone => Poll::Ready(Ok(())),
+        match &mut self.wire_lease.lock().place {
+            WireAt::Home(wire) => Pin::new(&mut wire.io).poll_shutdown(cx),
+            WireAt::Lent | WireAt::Gone => Poll::Ready(Ok(())),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The one background task that looks at every checkout and carries out verdicts. Floor 3.
+//! The one background task that looks at every checkout and carries out verdicts.
 //!
 //! It runs on a thread of its own, so that it keeps looking when the data path is busy. It sleeps to
 //! the next moment at which a verdict may change, and wakes at least once a second to beat its heart,
@@ -17,15 +17,15 @@ use tokio::sync::Notify;
 
 use crate::pool::state::WatchedPool;
 use crate::upstream::backend_probe::Backend;
-use crate::upstream::holder_handle::Leash;
+use crate::upstream::holder_handle::HolderHandle;
 
-/// What the keeper shares with the rest of the process.
+/// What the watchdog shares with the rest of the process.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     heartbeat: AtomicU64,
     disarmed: AtomicBool,
     stopped: AtomicBool,
-    /// Wakes the keeper before its time.
+    /// Wakes the watchdog before its time.
     pub attention: Arc<Notify>,
 }
 
@@ -43,19 +43,19 @@ impl Watch {
         self.disarmed.load(Ordering::Acquire)
     }
 
-    /// When the keeper last looked at every pool.
+    /// When the watchdog last looked at every pool.
     pub(crate) fn last_look(&self) -> Moment {
         Moment::from_nanos(self.heartbeat.load(Ordering::Acquire))
     }
 
-    /// Ends the keeper.
+    /// Ends the watchdog.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.attention.notify_one();
     }
 }
 
-/// Starts the keeper on its own thread. `pools` lists the pools there are.
+/// Starts the watchdog on its own thread. `pools` lists the pools there are.
 ///
 /// # Errors
 /// The system gives no thread.
@@ -107,11 +107,11 @@ impl Keeper {
         sweep.next
     }
 
-    fn carry_out(&self, pool: &WatchedPool, due: Due<Leash>, now: Moment) {
+    fn carry_out(&self, pool: &WatchedPool, due: Due<HolderHandle>, now: Moment) {
         // What was published is old if the data path stalls. The holder's own task has the last word:
         // it is woken, looks at its sockets, and wakes us. While it does not, nothing is done.
-        if !due.leash.as_ref().confirm(due.seen) {
-            return due.leash.0.waker.wake();
+        if !due.handle.as_ref().confirm(due.seen) {
+            return due.handle.0.waker.wake();
         }
         if self.watch.is_disarmed() {
             // What it would have come to before counts.
@@ -128,7 +128,7 @@ impl Keeper {
     }
 
     /// A wedge is certain only when the server says that it waits for its client.
-    fn confirm_then_act(&self, pool: &WatchedPool, due: Due<Leash>) {
+    fn confirm_then_act(&self, pool: &WatchedPool, due: Due<HolderHandle>) {
         if !self.lock().insert(due.checkout) {
             return;
         }
@@ -190,23 +190,23 @@ impl ByHand {
 /// Takes a second at most, and three more for a question to the server.
 pub(crate) async fn reclaim_by_hand(pool: &WatchedPool, checkout: CheckoutId, of: Option<i32>) -> ByHand {
     let inner = pool.inner();
-    let Some((leash, backend_pid)) = inner.ledger().leash_of(checkout) else { return ByHand::Unknown };
+    let Some((handle, backend_pid)) = inner.ledger().leash_of(checkout) else { return ByHand::Unknown };
     if of.is_some_and(|of| of != backend_pid) {
         return ByHand::Unknown;
     }
     let patience = pgleash_clock::now() + Keeper::LONGEST_SLEEP;
     let seen = loop {
-        let seen = leash.as_ref().observe();
+        let seen = handle.as_ref().observe();
         if seen.phase == Phase::InFlight {
             return ByHand::InFlight;
         }
-        if leash.as_ref().confirm(seen) {
+        if handle.as_ref().confirm(seen) {
             break seen;
         }
         if pgleash_clock::now() >= patience {
             return ByHand::Moved;
         }
-        leash.0.waker.wake();
+        handle.0.waker.wake();
         tokio::time::sleep(Keeper::SHORTEST_SLEEP).await;
     };
     if seen.phase == Phase::AwaitsClient {
@@ -216,13 +216,13 @@ pub(crate) async fn reclaim_by_hand(pool: &WatchedPool, checkout: CheckoutId, of
         }
     }
     let mut ledger = inner.ledger();
-    if !leash.as_ref().take(seen) {
+    if !handle.as_ref().take(seen) {
         return ByHand::Moved;
     }
     let told = ledger.reclaiming_by_hand(checkout, seen.phase, pgleash_clock::now());
     drop(ledger);
     told.into_iter().for_each(|event| inner.sink.emit(event));
-    leash.0.waker.wake();
+    handle.0.waker.wake();
     ByHand::Taken
 }
 
@@ -233,7 +233,7 @@ fn is_only_watched(pool: &WatchedPool) -> bool {
 
 /// Takes the connection from its holder, if the budget allows and nobody has moved. Where nothing may be
 /// done it comes to the same verdict, budget included, and tells it.
-fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
+fn act(pool: &WatchedPool, due: Due<HolderHandle>, now: Moment) {
     let inner = pool.inner();
     let policy = inner.policy.load();
     let mut reclaims = inner.reclaims.lock();
@@ -246,7 +246,7 @@ fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
     }
     if is_only_watched(pool) {
         // A swap would fail if it has moved.
-        if due.leash.as_ref().observe().epoch() != due.seen.epoch() {
+        if due.handle.as_ref().observe().epoch() != due.seen.epoch() {
             drop(reclaims);
             return suppress(pool, due, Suppression::Moved, now);
         }
@@ -257,11 +257,11 @@ fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
     // Decided and done under one swap, and under the ledger's lock, so that the checkout cannot end
     // between the swap and the mark.
     let mut ledger = inner.ledger();
-    if due.leash.as_ref().take(due.seen) {
+    if due.handle.as_ref().take(due.seen) {
         ledger.reclaiming(due.checkout);
         drop(ledger);
         reclaims.push_back(now);
-        due.leash.0.waker.wake();
+        due.handle.0.waker.wake();
     } else {
         drop(ledger);
         drop(reclaims);
@@ -271,7 +271,7 @@ fn act(pool: &WatchedPool, due: Due<Leash>, now: Moment) {
 
 /// Notes why nothing was done, and tells it once for each suspicion; and once more when it would have been
 /// done in the end, had that been allowed.
-fn suppress(pool: &WatchedPool, due: Due<Leash>, because: Suppression, now: Moment) {
+fn suppress(pool: &WatchedPool, due: Due<HolderHandle>, because: Suppression, now: Moment) {
     let inner = pool.inner();
     let suspect = inner.ledger().left_alone(due.checkout, due.seen, because, now);
     if !suspect || due.left_alone.is_some() && because != Suppression::Observe {

@@ -1,4 +1,4 @@
-//! What slow statements wait for, by the server's own word. Floor 3.
+//! What slow statements wait for, by the server's own word.
 //!
 //! While a statement is in flight for long, the server is asked over the reserved connection, at most once a second
 //! and never through the guarded pool: `pg_stat_activity` and `pg_blocking_pids` for what it waits for, and, if it runs for

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use pgleash_core::{
-    Activity, CheckoutId, ConnId, FlowState, Holder, Ledger, Moment, Phase, Place, Policy, PoolKey,
+    Activity, CheckoutId, ConnId, ConnPlace, FlowState, Holder, Ledger, Moment, Phase, Policy, PoolKey,
     Resolution, SessionId, Snapshot,
 };
 use pgleash_telemetry::Telemetry;
@@ -101,17 +101,17 @@ fn books(c: &mut Criterion) {
     let mut ledger = Ledger::new(PoolKey::new("shop", "app"));
     ledger.dialling(Moment::START);
     ledger.opened(ConnId(1), 1, Moment::from_secs(1_000_000), Moment::START);
-    let (holder, leash) = (holder(1), Arc::new(Activity::new()));
+    let (holder, handle) = (holder(1), Arc::new(Activity::new()));
     c.bench_function("a checkout: out, one pause, and home", |b| {
         b.iter(|| {
             n += 1000;
             let (id, now) = (CheckoutId(n), Moment::from_nanos(n));
-            leash.begin(now);
-            ledger.checked_out(id, ConnId(1), Arc::clone(&holder), Arc::clone(&leash), Duration::ZERO, now);
-            leash.publish(Phase::InTransaction, now).expect("nobody takes it");
-            leash.publish(Phase::InFlight, now).expect("nobody takes it");
-            leash.finish().expect("nobody takes it");
-            black_box(ledger.checked_in(id, Place::Idle, Resolution::Returned, now));
+            handle.begin(now);
+            ledger.checked_out(id, ConnId(1), Arc::clone(&holder), Arc::clone(&handle), Duration::ZERO, now);
+            handle.publish(Phase::InTransaction, now).expect("nobody takes it");
+            handle.publish(Phase::InFlight, now).expect("nobody takes it");
+            handle.finish().expect("nobody takes it");
+            black_box(ledger.checked_in(id, ConnPlace::Idle, Resolution::Returned, now));
         });
     });
 }

@@ -31,9 +31,9 @@ const UPSTREAM_FAILURES: &str = "pgleash_upstream_failures_total";
 const DETECTED: &str = "pgleash_leaks_detected_total";
 const RESOLVED: &str = "pgleash_leaks_resolved_total";
 const RECYCLES: &str = "pgleash_recycles_total";
-const SUPPRESSED: &str = "pgleash_recycles_suppressed_total";
+const SUPPRESSED: &str = "pgleash_reclaims_suppressed_total";
 const DRY_RUN: &str = "pgleash_dry_run_outcomes_total";
-const REGRETTED: &str = "pgleash_recycles_regretted_total";
+const REGRETTED: &str = "pgleash_reclaims_regretted_total";
 const REFUSED: &str = "pgleash_clients_refused_total";
 const NOTIFICATIONS: &str = "pgleash_notifications_total";
 const FOLDED: &str = "pgleash_label_values_folded_total";
@@ -82,7 +82,7 @@ const LIFETIME_BOUNDS: [f64; 14] = [
 ];
 
 /// Every event family, with the recorder they are kept in.
-pub(crate) struct Meters {
+pub(crate) struct Counters {
     recorder: PrometheusRecorder,
     durations: Durations,
     pools: Pools,
@@ -94,7 +94,7 @@ pub(crate) struct Meters {
     dropped: Counter,
 }
 
-impl Meters {
+impl Counters {
     /// All families are described; those without a `pool` label stand at 0.
     pub(crate) fn new() -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();

@@ -7,8 +7,8 @@ use rustls::crypto::ring;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
-use crate::notify::payload::Letter;
-use crate::notify::receiver::Target;
+use crate::notify::payload::Payload;
+use crate::notify::receiver::Receiver;
 use crate::notify::retry_queue::Answer;
 
 /// How long a receiver may take for one request, from the look-up of its name to its answer.
@@ -35,13 +35,13 @@ pub fn agent() -> Agent {
 }
 
 /// Posts it. Waits for [`DEADLINE`] at most. What is said of a failure has neither URL nor secret in it.
-pub fn post(agent: &Agent, target: &Target, letter: &Letter) -> Answer {
+pub fn post(agent: &Agent, target: &Receiver, payload: &Payload) -> Answer {
     let mut request = agent.post(target.url.as_str());
-    let signature = letter.signature(target, pgleash_clock::wall());
-    for (name, value) in letter.headers.iter().chain(&signature) {
+    let signature = payload.signature(target, pgleash_clock::wall());
+    for (name, value) in payload.headers.iter().chain(&signature) {
         request = request.header(*name, value);
     }
-    let response = match request.send(letter.body.as_str()) {
+    let response = match request.send(payload.body.as_str()) {
         Ok(response) => response,
         Err(error) => return Answer::Later(without_url(error), None),
     };

@@ -1,4 +1,4 @@
-//! Tells people and programs elsewhere: webhook, Slack, PagerDuty, Grafana. Floor 4.
+//! Tells people and programs elsewhere: webhook, Slack, PagerDuty, Grafana.
 //!
 //! Each receiver has a thread of its own, which reads the journal of events behind everybody else: a receiver
 //! that is slow or away holds up neither the data path, nor the log, nor another receiver. What it misses is
@@ -20,30 +20,30 @@ use pgleash_core::{Channel, Delivery, Event, Moment, Sink};
 use ureq::Agent;
 
 use crate::notify::incident::{Incidents, Notice, Severity, Status};
-use crate::notify::payload::Letter;
-use crate::notify::retry_queue::{Answer, Outbox};
+use crate::notify::payload::Payload;
+use crate::notify::retry_queue::{Answer, RetryQueue};
 use crate::telemetry::{Record, Telemetry};
 
-pub use crate::notify::receiver::Target;
+pub use crate::notify::receiver::Receiver;
 pub use crate::notify::template::Template;
 
 /// Who is told, and in which words. The configuration fills it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receivers {
-    targets: Vec<Target>,
+    targets: Vec<Receiver>,
     /// `events.template`.
     pub template: Template,
 }
 
 impl Receivers {
     /// Sets the receiver of one channel, or takes it away.
-    pub fn set(&mut self, channel: Channel, target: Option<Target>) {
+    pub fn set(&mut self, channel: Channel, target: Option<Receiver>) {
         self.targets.retain(|known| known.channel != channel);
         self.targets.extend(target);
     }
 
     /// The receiver of one channel.
-    pub fn of(&self, channel: Channel) -> Option<&Target> {
+    pub fn of(&self, channel: Channel) -> Option<&Receiver> {
         self.targets.iter().find(|target| target.channel == channel)
     }
 }
@@ -83,11 +83,11 @@ impl Notifiers {
 
 /// Sends each receiver a message that says it is a test. What came of it, receiver by receiver. Blocks for
 /// ten seconds for each request at most.
-pub fn test(receivers: &Receivers) -> Vec<(&Target, Result<(), String>)> {
+pub fn test(receivers: &Receivers) -> Vec<(&Receiver, Result<(), String>)> {
     let (agent, instance) = (http_client::agent(), instance());
-    let send = |target: &Target| {
-        for letter in test_letters(target, &receivers.template, &instance) {
-            match http_client::post(&agent, target, &letter) {
+    let send = |target: &Receiver| {
+        for payload in test_letters(target, &receivers.template, &instance) {
+            match http_client::post(&agent, target, &payload) {
                 Answer::Taken => {}
                 Answer::Later(why, _) | Answer::Never(why) => return Err(why),
             }
@@ -97,7 +97,7 @@ pub fn test(receivers: &Receivers) -> Vec<(&Target, Result<(), String>)> {
     receivers.targets.iter().map(|target| (target, send(target))).collect()
 }
 
-fn test_letters(target: &Target, template: &Template, instance: &str) -> Vec<Letter> {
+fn test_letters(target: &Receiver, template: &Template, instance: &str) -> Vec<Payload> {
     let now = pgleash_clock::wall();
     if target.channel == Channel::Webhook {
         let record = Record { seq: 0, time: now, event: Event::TestNotification };
@@ -115,14 +115,14 @@ fn test_letters(target: &Target, template: &Template, instance: &str) -> Vec<Let
         began: now,
         at: now,
     };
-    let letter = |status| {
+    let payload = |status| {
         let notice = notice(status);
         payload::notice(target, instance, &notice, &template.render(instance, &notice))
     };
     match target.channel {
         // What a test triggers it resolves.
-        Channel::PagerDuty => vec![letter(Status::Triggered), letter(Status::Resolved)],
-        Channel::Webhook | Channel::Slack | Channel::Grafana => vec![letter(Status::Triggered)],
+        Channel::PagerDuty => vec![payload(Status::Triggered), payload(Status::Resolved)],
+        Channel::Webhook | Channel::Slack | Channel::Grafana => vec![payload(Status::Triggered)],
     }
 }
 
@@ -133,7 +133,7 @@ fn instance() -> String {
 
 /// One receiver's thread.
 struct Courier {
-    target: Target,
+    target: Receiver,
     template: Template,
     telemetry: Arc<Telemetry>,
     instance: String,
@@ -141,7 +141,7 @@ struct Courier {
     /// Sequence number of the last event that was taken in.
     heard: u64,
     incidents: Incidents,
-    outbox: Outbox<Letter>,
+    retry_queue: RetryQueue<Payload>,
     /// Since when it fails.
     failing: Option<Moment>,
 }
@@ -150,7 +150,7 @@ impl Courier {
     /// Looks this often for incidents that are over and for the order to stop.
     const TICK: Duration = Duration::from_millis(500);
 
-    fn new(target: &Target, template: &Template, telemetry: &Arc<Telemetry>) -> Self {
+    fn new(target: &Receiver, template: &Template, telemetry: &Arc<Telemetry>) -> Self {
         Self {
             target: target.clone(),
             template: template.clone(),
@@ -159,7 +159,7 @@ impl Courier {
             agent: http_client::agent(),
             heard: telemetry.newest_event(),
             incidents: Incidents::default(),
-            outbox: Outbox::new(pgleash_clock::now()),
+            retry_queue: RetryQueue::new(pgleash_clock::now()),
             failing: None,
         }
     }
@@ -168,7 +168,7 @@ impl Courier {
         loop {
             let last = stopping.load(Ordering::Acquire);
             let now = pgleash_clock::now();
-            let patience = self.outbox.due().map_or(Self::TICK, |due| due.since(now).min(Self::TICK));
+            let patience = self.retry_queue.due().map_or(Self::TICK, |due| due.since(now).min(Self::TICK));
             let records =
                 self.telemetry.await_events(self.heard, if last { Duration::ZERO } else { patience });
             self.take_in(&records);
@@ -205,17 +205,17 @@ impl Courier {
         self.queue(payload::notice(&self.target, &self.instance, notice, &text));
     }
 
-    fn queue(&mut self, letter: Letter) {
-        if let Some(delivery) = self.outbox.push(letter, pgleash_clock::now()) {
+    fn queue(&mut self, payload: Payload) {
+        if let Some(delivery) = self.retry_queue.push(payload, pgleash_clock::now()) {
             self.count(delivery);
         }
     }
 
     /// Sends what may be sent now.
     fn send(&mut self) {
-        while let Some(letter) = self.outbox.first(pgleash_clock::now()) {
-            let answer = http_client::post(&self.agent, &self.target, letter);
-            if let Some(delivery) = self.outbox.tried(&answer, rand::random(), pgleash_clock::now()) {
+        while let Some(payload) = self.retry_queue.first(pgleash_clock::now()) {
+            let answer = http_client::post(&self.agent, &self.target, payload);
+            if let Some(delivery) = self.retry_queue.tried(&answer, rand::random(), pgleash_clock::now()) {
                 self.count(delivery);
             }
             self.note(answer);

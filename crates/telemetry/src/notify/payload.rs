@@ -9,12 +9,12 @@ use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::notify::incident::{Notice, Status};
-use crate::notify::receiver::Target;
+use crate::notify::receiver::Receiver;
 use crate::telemetry::Record;
 
 /// One request, ready to be posted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Letter {
+pub struct Payload {
     /// JSON.
     pub body: String,
     /// Names, and values without line ends.
@@ -23,14 +23,14 @@ pub struct Letter {
     id: Option<String>,
 }
 
-impl Letter {
+impl Payload {
     fn new(content_type: &str, body: &Value) -> Self {
         Self { body: body.to_string(), headers: vec![("content-type", content_type.to_owned())], id: None }
     }
 
     /// What one attempt to post it to `target` is signed with, at this time since the Unix epoch: a receiver need
     /// not take what was signed long ago. Empty if it is not signed.
-    pub fn signature(&self, target: &Target, at: Duration) -> Vec<(&'static str, String)> {
+    pub fn signature(&self, target: &Receiver, at: Duration) -> Vec<(&'static str, String)> {
         let Some(id) = &self.id else { return Vec::new() };
         let seconds = at.as_secs().to_string();
         let key = hmac::Key::new(hmac::HMAC_SHA256, target.secret.as_bytes());
@@ -46,7 +46,7 @@ impl Letter {
 /// A fact as a [CloudEvents 1.0](https://cloudevents.io) event in structured mode, to be signed as
 /// [Standard Webhooks](https://www.standardwebhooks.com) says: `webhook-signature` is `v1,` and the base64 of an
 /// HMAC-SHA256 over `webhook-id`, `.`, `webhook-timestamp`, `.` and the body.
-pub fn cloud_event(instance: &str, record: &Record) -> Letter {
+pub fn cloud_event(instance: &str, record: &Record) -> Payload {
     let mut data = serde_json::to_value(record).unwrap_or_default();
     let kind = data.get("event").and_then(Value::as_str).unwrap_or_default().to_owned();
     let subject = data.get("pool").and_then(Value::as_str).map(str::to_owned);
@@ -67,13 +67,13 @@ pub fn cloud_event(instance: &str, record: &Record) -> Letter {
     if let Some(subject) = subject {
         event["subject"] = subject.into();
     }
-    let mut letter = Letter::new("application/cloudevents+json; charset=utf-8", &event);
-    letter.id = Some(id);
-    letter
+    let mut payload = Payload::new("application/cloudevents+json; charset=utf-8", &event);
+    payload.id = Some(id);
+    payload
 }
 
 /// A notice for `target`, which is not a webhook; `text` is what its template made of it.
-pub fn notice(target: &Target, instance: &str, notice: &Notice, text: &str) -> Letter {
+pub fn notice(target: &Receiver, instance: &str, notice: &Notice, text: &str) -> Payload {
     match target.channel {
         Channel::Webhook | Channel::Slack => slack(text),
         Channel::PagerDuty => pagerduty(target, instance, notice, text),
@@ -82,13 +82,13 @@ pub fn notice(target: &Target, instance: &str, notice: &Notice, text: &str) -> L
 }
 
 /// An incoming webhook's message. `&`, `<` and `>` are control characters of its markup.
-fn slack(text: &str) -> Letter {
+fn slack(text: &str) -> Payload {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    Letter::new("application/json", &json!({ "text": text }))
+    Payload::new("application/json", &json!({ "text": text }))
 }
 
 /// PagerDuty's Events API v2.
-fn pagerduty(target: &Target, instance: &str, notice: &Notice, text: &str) -> Letter {
+fn pagerduty(target: &Receiver, instance: &str, notice: &Notice, text: &str) -> Payload {
     /// What the API allows, in characters.
     const SUMMARY_MAX: usize = 1024;
     const KEY_MAX: usize = 255;
@@ -114,11 +114,11 @@ fn pagerduty(target: &Target, instance: &str, notice: &Notice, text: &str) -> Le
         });
         event["client"] = "pgleash".into();
     }
-    Letter::new("application/json", &event)
+    Payload::new("application/json", &event)
 }
 
 /// A Grafana annotation: a point where an incident begins, a region once it is over.
-fn grafana(target: &Target, instance: &str, notice: &Notice, text: &str) -> Letter {
+fn grafana(target: &Receiver, instance: &str, notice: &Notice, text: &str) -> Payload {
     let mut tags = vec!["pgleash".to_owned(), notice.what.to_owned(), format!("instance:{instance}")];
     if !notice.pool.is_empty() {
         tags.push(format!("pool:{}", notice.pool));
@@ -127,9 +127,9 @@ fn grafana(target: &Target, instance: &str, notice: &Notice, text: &str) -> Lett
     if notice.status == Status::Resolved {
         annotation["timeEnd"] = milliseconds(notice.at).into();
     }
-    let mut letter = Letter::new("application/json", &annotation);
-    letter.headers.push(("authorization", format!("Bearer {}", target.secret)));
-    letter
+    let mut payload = Payload::new("application/json", &annotation);
+    payload.headers.push(("authorization", format!("Bearer {}", target.secret)));
+    payload
 }
 
 fn rfc3339(since_epoch: Duration) -> String {

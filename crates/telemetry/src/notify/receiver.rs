@@ -8,7 +8,7 @@ use url::Url;
 
 /// One receiver of notifications. Its secrets are never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Target {
+pub struct Receiver {
     /// What it speaks.
     pub channel: Channel,
     /// Where requests go, without user and password. The path of a Slack URL is a secret all the same.
@@ -17,7 +17,7 @@ pub struct Target {
     pub secret: String,
 }
 
-impl Target {
+impl Receiver {
     /// More than any URL or key.
     const LONGEST: usize = 4096;
     const PAGERDUTY: &str = "https://events.pagerduty.com/v2/enqueue";
@@ -108,9 +108,9 @@ impl Target {
     }
 }
 
-impl fmt::Debug for Target {
+impl fmt::Debug for Receiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Target({} {})", self.channel, self.shown())
+        write!(f, "Receiver({} {})", self.channel, self.shown())
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     fn parse(channel: Channel, text: &str) -> Result<(String, String), String> {
-        let target = Target::parse(channel, text).map_err(|fault| fault.to_string())?;
+        let target = Receiver::parse(channel, text).map_err(|fault| fault.to_string())?;
         Ok((target.url.to_string(), target.secret))
     }
 
@@ -156,8 +156,8 @@ mod tests {
     fn a_secret_may_come_from_a_file_and_is_not_shown() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "https://hooks.test:8443/services/T0/B0/hush\n").unwrap();
-        let target = Target::parse(Channel::Slack, &format!("file:{}", file.path().display())).unwrap();
+        let target = Receiver::parse(Channel::Slack, &format!("file:{}", file.path().display())).unwrap();
         assert_eq!(target.url.path(), "/services/T0/B0/hush");
-        assert_eq!(format!("{target:?}"), "Target(slack https://hooks.test:8443/***)");
+        assert_eq!(format!("{target:?}"), "Receiver(slack https://hooks.test:8443/***)");
     }
 }

@@ -18,7 +18,7 @@ pub enum Answer {
 
 /// Requests for one receiver: in order, bounded, paced, and tried again while that may help.
 #[derive(Debug)]
-pub struct Outbox<T> {
+pub struct RetryQueue<T> {
     waiting: VecDeque<(T, Moment)>,
     /// Attempts at the first one that failed.
     failures: u32,
@@ -28,7 +28,7 @@ pub struct Outbox<T> {
     counted: Moment,
 }
 
-impl<T> Outbox<T> {
+impl<T> RetryQueue<T> {
     /// More than this do not wait: the oldest is given up.
     pub const ROOM: usize = 256;
     /// Requests a minute, lastingly; the same number may go at once.
@@ -114,67 +114,67 @@ mod tests {
 
     #[test]
     fn what_fails_is_tried_again_ever_more_rarely_and_keeps_its_place() {
-        let mut outbox = Outbox::new(at(0));
-        outbox.push("trigger", at(0));
-        outbox.push("resolve", at(0));
+        let mut retry_queue = RetryQueue::new(at(0));
+        retry_queue.push("trigger", at(0));
+        retry_queue.push("resolve", at(0));
         let mut pauses = Vec::new();
         let mut now = at(0);
         for _ in 0..8 {
-            assert_eq!(outbox.first(now), Some(&"trigger"));
-            assert_eq!(outbox.tried(&later(), 1.0, now), None);
-            let due = outbox.due().unwrap();
-            assert_eq!(outbox.first(now), None, "not before its time");
+            assert_eq!(retry_queue.first(now), Some(&"trigger"));
+            assert_eq!(retry_queue.tried(&later(), 1.0, now), None);
+            let due = retry_queue.due().unwrap();
+            assert_eq!(retry_queue.first(now), None, "not before its time");
             pauses.push(due.since(now).as_secs());
             now = due;
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(outbox.tried(&Answer::Taken, 1.0, now), Some(Delivery::Sent));
-        assert_eq!(outbox.first(now), Some(&"resolve"));
+        assert_eq!(retry_queue.tried(&Answer::Taken, 1.0, now), Some(Delivery::Sent));
+        assert_eq!(retry_queue.first(now), Some(&"resolve"));
     }
 
     #[test]
     fn a_receiver_says_when_it_wants_to_be_asked_again() {
-        let mut outbox = Outbox::new(at(0));
-        outbox.push("a", at(0));
-        outbox.tried(&Answer::Later("429".to_owned(), Some(Duration::from_secs(17))), 0.0, at(0));
-        assert_eq!(outbox.due(), Some(at(17)));
+        let mut retry_queue = RetryQueue::new(at(0));
+        retry_queue.push("a", at(0));
+        retry_queue.tried(&Answer::Later("429".to_owned(), Some(Duration::from_secs(17))), 0.0, at(0));
+        assert_eq!(retry_queue.due(), Some(at(17)));
     }
 
     #[test]
     fn what_nobody_will_ever_take_is_given_up_at_once_and_the_rest_after_a_while() {
-        let mut outbox = Outbox::new(at(0));
-        outbox.push("malformed", at(0));
-        outbox.push("late", at(0));
-        assert_eq!(outbox.tried(&Answer::Never("400".to_owned()), 0.0, at(0)), Some(Delivery::Refused));
-        assert_eq!(outbox.tried(&later(), 0.0, at(899)), None);
-        assert_eq!(outbox.tried(&later(), 0.0, at(900)), Some(Delivery::Dropped));
-        assert_eq!(outbox.due(), None);
+        let mut retry_queue = RetryQueue::new(at(0));
+        retry_queue.push("malformed", at(0));
+        retry_queue.push("late", at(0));
+        assert_eq!(retry_queue.tried(&Answer::Never("400".to_owned()), 0.0, at(0)), Some(Delivery::Refused));
+        assert_eq!(retry_queue.tried(&later(), 0.0, at(899)), None);
+        assert_eq!(retry_queue.tried(&later(), 0.0, at(900)), Some(Delivery::Dropped));
+        assert_eq!(retry_queue.due(), None);
     }
 
     #[test]
     fn memory_is_bounded_and_the_oldest_goes_first() {
-        let mut outbox = Outbox::new(at(0));
-        for n in 0..Outbox::<usize>::ROOM {
-            assert_eq!(outbox.push(n, at(0)), None);
+        let mut retry_queue = RetryQueue::new(at(0));
+        for n in 0..RetryQueue::<usize>::ROOM {
+            assert_eq!(retry_queue.push(n, at(0)), None);
         }
-        assert_eq!(outbox.push(1000, at(0)), Some(Delivery::Dropped));
-        assert_eq!(outbox.first(at(0)), Some(&1));
+        assert_eq!(retry_queue.push(1000, at(0)), Some(Delivery::Dropped));
+        assert_eq!(retry_queue.first(at(0)), Some(&1));
     }
 
     #[test]
     fn a_flood_is_paced() {
-        let mut outbox = Outbox::new(at(0));
+        let mut retry_queue = RetryQueue::new(at(0));
         for n in 0..200 {
-            assert_eq!(outbox.push(n, at(0)), None);
+            assert_eq!(retry_queue.push(n, at(0)), None);
         }
         let mut sent = 0;
         for second in 0..60 {
-            while outbox.first(at(second)).is_some() {
-                outbox.tried(&Answer::Taken, 0.0, at(second));
+            while retry_queue.first(at(second)).is_some() {
+                retry_queue.tried(&Answer::Taken, 0.0, at(second));
                 sent += 1;
             }
         }
         assert_eq!(sent, 60 + 59);
-        assert!(outbox.due().unwrap() > at(59));
+        assert!(retry_queue.due().unwrap() > at(59));
     }
 }

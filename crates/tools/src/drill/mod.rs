@@ -1,4 +1,4 @@
-//! `pgleash drill`: plays the incident on a real PostgreSQL, without and with the watchdog. Floor 4.
+//! `pgleash drill`: plays the incident on a real PostgreSQL, without and with the watchdog.
 //!
 //! The drill starts a throw-away server ([`scratch`]) and pgleash itself as a child process ([`child`]).
 //! A payments service ([`app`]) whose every arrival, think time and leak is drawn from a seed

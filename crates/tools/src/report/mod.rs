@@ -1,4 +1,4 @@
-//! `pgleash report`: what an event log tells of an incident or of a dry run. Floor 4.
+//! `pgleash report`: what an event log tells of an incident or of a dry run.
 //!
 //! Each line is read back ([`mod@line`]) into one [`story`], whose suspicions have an end and whose other events are
 //! folded ([`timeline`]); what follows from it ([`findings`], [`advice`]) is laid out once ([`page`]) and written as

@@ -1,4 +1,4 @@
-//! `pgleash top`: the live page in a terminal, of a pgleash here or elsewhere. Floor 4.
+//! `pgleash top`: the live page in a terminal, of a pgleash here or elsewhere.
 
 pub mod decisions;
 pub mod draw;

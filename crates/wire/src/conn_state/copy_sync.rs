@@ -1,4 +1,4 @@
-//! Syncs of which nobody can say whether the server will answer them. Floor 1.
+//! Syncs of which nobody can say whether the server will answer them.
 //!
 //! In COPY-in the server ignores a Sync ("COPY Operations"). When the COPY fails, a Sync that is on its way
 //! counts if the server reads it behind the error, and is ignored if it has read it before. Neither the
@@ -6,7 +6,7 @@
 
 /// What is uncertain on one server connection, and whether it is being cleared up.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Doubt {
+pub(crate) struct CopySync {
     /// Syncs within the COPY that runs now.
     ignored: u32,
     /// Syncs of which some may be answered yet: their COPY has failed.
@@ -58,7 +58,7 @@ pub enum Whose {
     Ours,
 }
 
-impl Doubt {
+impl CopySync {
     /// More Closes than this in one question are not asked.
     const MOST: u32 = 1000;
     /// With so many burdened commands those that are over are forgotten.

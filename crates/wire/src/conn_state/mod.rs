@@ -1,4 +1,4 @@
-//! Who owes whom a reply on one server connection. Floor 1.
+//! Who owes whom a reply on one server connection.
 //!
 //! Fed with the tag of every frame, either way, it answers the questions that decide about a
 //! connection's life without a word of SQL: is a statement in flight, is a transaction open, may
@@ -11,7 +11,7 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use crate::conn_state::copy_sync::Doubt;
+use crate::conn_state::copy_sync::CopySync;
 use crate::conn_state::pending::{Batch, Copier, Copy, Half, Last, Owed};
 
 pub use crate::conn_state::copy_sync::Whose;
@@ -30,7 +30,7 @@ pub(crate) enum Tx {
 
 /// What the connection is about, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beat {
+pub enum ConnActivity {
     /// Nothing owed, no transaction: the connection may change hands.
     Quiet,
     /// The server has something to do or to say.
@@ -45,7 +45,7 @@ pub enum Beat {
 
 /// The state of one server connection, as its frames tell it.
 #[derive(Debug, Clone, Default)]
-pub struct Pulse {
+pub struct ProtocolState {
     owed: VecDeque<Owed>,
     tx: Tx,
     copy: Copy,
@@ -65,10 +65,10 @@ pub struct Pulse {
     skipping: bool,
     last: Last,
     frame: Half,
-    doubt: Doubt,
+    copy_sync: CopySync,
 }
 
-impl Pulse {
+impl ProtocolState {
     /// How many ReadyForQuery may be due before the relay stops reading from the client.
     pub const MAX_OWED: usize = 10_000;
 
@@ -81,9 +81,9 @@ impl Pulse {
     pub fn begun(&mut self, tag: u8) {
         if matches!(tag, b'Q' | b'F' | b'P' | b'B' | b'C' | b'D' | b'E') {
             self.frame = Half::Sent;
-            self.doubt.sent(self.skipping, self.done);
+            self.copy_sync.sent(self.skipping, self.done);
             if self.copy == Copy::Taking {
-                self.doubt.strayed();
+                self.copy_sync.strayed();
             }
         }
     }
@@ -103,10 +103,10 @@ impl Pulse {
             }
             // In COPY-in the server ignores Flush and Sync ("COPY Operations").
             b'H' if self.copy == Copy::Taking => {}
-            b'S' if self.copy == Copy::Taking => self.doubt.ignored(1),
+            b'S' if self.copy == Copy::Taking => self.copy_sync.ignored(1),
             b'H' => self.flushed = true,
             b'S' => {
-                self.doubt.synced();
+                self.copy_sync.synced();
                 let ends = if self.unsynced { Batch::OfMessages } else { Batch::Empty };
                 self.owed.push_back(Owed::Sync { command: self.commands, ends });
                 self.unsynced = false;
@@ -118,7 +118,7 @@ impl Pulse {
                 self.flushed = false;
                 self.commands += u64::from(tag == b'E');
                 if tag == b'C' {
-                    self.doubt.close_sent();
+                    self.copy_sync.close_sent();
                 }
                 if !self.skipping {
                     self.replies_due = self.replies_due.saturating_add(1);
@@ -126,7 +126,7 @@ impl Pulse {
             }
             b'c' | b'f' if self.copy == Copy::Taking => {
                 self.copy = Copy::Ended;
-                self.doubt.ended(self.done + 1);
+                self.copy_sync.ended(self.done + 1);
             }
             b'c' | b'f' if self.done < self.commands => self.copy_end_sent(),
             _ => {}
@@ -135,10 +135,10 @@ impl Pulse {
 
     /// The end of COPY data that nobody has heard to be taken. Many of them take no more room than one.
     fn copy_end_sent(&mut self) {
-        self.doubt.ended(self.commands);
+        self.copy_sync.ended(self.commands);
         let synced = |owed: &Owed| matches!(owed, Owed::Sync { command, .. } if *command == self.commands);
         if self.unsynced && self.owed.back().is_some_and(synced) {
-            self.doubt.burdened(self.commands);
+            self.copy_sync.burdened(self.commands);
         }
         if let Some(Owed::CopyEnd { command, times }) = self.owed.back_mut()
             && *command == self.commands
@@ -167,7 +167,7 @@ impl Pulse {
             b'G' => self.copy_in_begins(),
             b'E' => {
                 if std::mem::take(&mut self.copy) != Copy::No {
-                    self.doubt.copy_failed(self.done + 1, self.copier == Copier::Execute);
+                    self.copy_sync.copy_failed(self.done + 1, self.copier == Copier::Execute);
                 }
                 self.skip_queries();
                 if !self.owes() && self.unsynced {
@@ -179,7 +179,7 @@ impl Pulse {
             // Replies that end one extended-protocol message, if no earlier Sync or Query is due.
             b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' => {
                 if tag == b'C' && std::mem::take(&mut self.copy) != Copy::No {
-                    self.doubt.copied(self.done + 1);
+                    self.copy_sync.copied(self.done + 1);
                 }
                 let executed = match self.next_owed() {
                     None => {
@@ -213,10 +213,10 @@ impl Pulse {
     }
 
     fn ready(&mut self, status: Option<u8>) {
-        self.doubt.ready();
+        self.copy_sync.ready();
         let after_nothing = std::mem::replace(&mut self.last, Last::Ready) == Last::Ready;
-        if after_nothing && self.doubt.is_there() && self.owes_replies() {
-            self.doubt.unowed();
+        if after_nothing && self.copy_sync.is_there() && self.owes_replies() {
+            self.copy_sync.unowed();
             return self.tx = tx(status);
         }
         let next = self.owed.iter().position(|owed| owed.is_owed());
@@ -226,7 +226,7 @@ impl Pulse {
         } else {
             // The answer to a Sync that we took for one in COPY-in: it crossed with the server's
             // error, and counted after all. Of what came behind another Sync it says nothing.
-            if self.doubt.unowed() == 0 || self.skipping {
+            if self.copy_sync.unowed() == 0 || self.skipping {
                 self.is_synced();
             }
         }
@@ -234,7 +234,7 @@ impl Pulse {
         self.copy = Copy::No;
         self.tx = tx(status);
         if self.owed.is_empty() {
-            self.doubt.rests();
+            self.copy_sync.rests();
         }
     }
 
@@ -269,11 +269,11 @@ impl Pulse {
         let batches = self.owed.iter().filter(is_batch).count();
         self.owed.retain(|owed| !matches!(owed, Owed::Sync { .. }));
         let ignored = before - self.owed.len();
-        self.doubt.ignored(u32::try_from(ignored).unwrap_or(u32::MAX));
+        self.copy_sync.ignored(u32::try_from(ignored).unwrap_or(u32::MAX));
         // Of these the first is that of the command itself.
         let more = (end.is_none() && self.unsynced) || self.frame == Half::Sent;
         if batches > 1 || (ignored > 0 && more) {
-            self.doubt.burdened(running);
+            self.copy_sync.burdened(running);
         }
         self.owed.extend(behind);
         if let Some(at) = end.map(|end| end - ignored)
@@ -305,29 +305,29 @@ impl Pulse {
     }
 
     /// The connection's state in one word.
-    pub fn beat(&self) -> Beat {
+    pub fn conn_activity(&self) -> ConnActivity {
         if self.copy == Copy::Taking {
-            Beat::AwaitsClient
+            ConnActivity::AwaitsClient
         } else if self.owes()
-            || self.doubt.is_asked()
+            || self.copy_sync.is_asked()
             || self.is_lost()
             || (self.replies_due > 0 && self.flushed)
         {
-            Beat::InFlight
+            ConnActivity::InFlight
         } else if self.unsynced {
-            Beat::AwaitsClient
-        } else if self.doubt.is_there() {
-            Beat::InFlight
+            ConnActivity::AwaitsClient
+        } else if self.copy_sync.is_there() {
+            ConnActivity::InFlight
         } else if self.tx == Tx::Idle {
-            Beat::Quiet
+            ConnActivity::Quiet
         } else {
-            Beat::InTransaction
+            ConnActivity::InTransaction
         }
     }
 
     /// Whether the connection may change hands (half frames are the cutters' business).
     pub fn is_quiet(&self) -> bool {
-        self.beat() == Beat::Quiet
+        self.conn_activity() == ConnActivity::Quiet
     }
 
     /// Whether a rollback is needed before the connection may be used by someone else.
@@ -337,7 +337,7 @@ impl Pulse {
 
     /// Whether everything up to a ReadyForQuery has been answered, so that a new Query may be sent.
     pub fn may_query(&self) -> bool {
-        matches!(self.beat(), Beat::Quiet | Beat::InTransaction)
+        matches!(self.conn_activity(), ConnActivity::Quiet | ConnActivity::InTransaction)
     }
 
     /// Whether what is sent next begins a batch behind one that is not answered.
@@ -351,27 +351,27 @@ impl Pulse {
     }
 }
 
-/// Questions that clear up which Syncs the server has answered (`doubt`). Who relays has to hold the client
+/// Questions that clear up which Syncs the server has answered (`copy_sync`). Who relays has to hold the client
 /// back and to ask them.
-impl Pulse {
+impl ProtocolState {
     /// Whether nothing of the client's may be sent now.
     pub fn holds(&self) -> bool {
-        self.doubt.is_there() && (self.doubt.is_asked() || (!self.unsynced && self.copy == Copy::No))
+        self.copy_sync.is_there() && (self.copy_sync.is_asked() || (!self.unsynced && self.copy == Copy::No))
     }
 
     /// How many Closes of something that is not there have to be sent now, with a Sync behind them.
     pub fn asks(&mut self) -> Option<u32> {
-        let now = self.holds() && !self.doubt.is_asked() && !self.owes();
-        now.then(|| self.doubt.ask())
+        let now = self.holds() && !self.copy_sync.is_asked() && !self.owes();
+        now.then(|| self.copy_sync.ask())
     }
 
-    /// Whose the next frame of the server's is, with this tag; `first` as in [`Pulse::received`], which is
+    /// Whose the next frame of the server's is, with this tag; `first` as in [`ProtocolState::received`], which is
     /// for the client's alone.
     pub fn hears(&mut self, tag: u8, first: Option<u8>) -> Whose {
-        if !self.doubt.is_asked() {
+        if !self.copy_sync.is_asked() {
             return Whose::Client(0);
         }
-        let whose = self.doubt.hears(tag);
+        let whose = self.copy_sync.hears(tag);
         if whose == Whose::Ours && tag == b'Z' {
             self.is_synced();
             self.owed.clear();
@@ -382,7 +382,7 @@ impl Pulse {
 
     /// Whether it cannot be told any more what the server answers.
     pub fn is_lost(&self) -> bool {
-        self.doubt.is_hopeless()
+        self.copy_sync.is_hopeless()
     }
 }
 

@@ -1,4 +1,4 @@
-//! What one server connection owes, and what runs there. Floor 1.
+//! What one server connection owes, and what runs there.
 
 /// A ReadyForQuery that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

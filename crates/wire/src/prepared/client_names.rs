@@ -1,4 +1,4 @@
-//! What one client has prepared, wherever it is. Floor 1.
+//! What one client has prepared, wherever it is.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub struct Unnamed {
     /// What Describe told the client of it.
     pub told: Option<Told>,
     /// Whether it is on this connection.
-    pub place: Place,
+    pub place: NameState,
 }
 
 /// What a Parse of the unnamed statement says.
@@ -78,7 +78,7 @@ pub struct Told {
 
 /// Where the client's unnamed statement is, seen from the connection that it has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Place {
+pub enum NameState {
     /// Elsewhere; what is here may be another client's.
     #[default]
     Elsewhere,
@@ -110,7 +110,7 @@ impl Names {
 
     /// The client gets a connection that others have had since.
     pub fn arrive(&mut self) {
-        self.unnamed.place = Place::Elsewhere;
+        self.unnamed.place = NameState::Elsewhere;
     }
 
     /// What is set on the connection now: `vars`, and nothing else if the first of `standing` says so. The second is how
@@ -230,7 +230,7 @@ impl Held {
 impl Unnamed {
     /// On this connection there is this one now; the buffer of the one before is given back.
     pub fn replace(&mut self, parsed: Parsed) -> Vec<u8> {
-        (self.told, self.place) = (None, Place::Here);
+        (self.told, self.place) = (None, NameState::Here);
         std::mem::replace(&mut self.parsed, parsed).body
     }
 

@@ -1,10 +1,10 @@
-//! What the client sends. Floor 1.
+//! What the client sends.
 
 use std::sync::Arc;
 
 use pgleash_core::{Pin, Pins};
 
-use crate::conn_state::Pulse;
+use crate::conn_state::ProtocolState;
 use crate::frame::{Frame, HEADER};
 use crate::prepared::client_names::{Held, Names};
 use crate::prepared::pending_replies::{Draft, Failure, What};
@@ -36,7 +36,7 @@ enum Way {
 
 impl Prepared {
     /// A frame of the client's begins.
-    pub fn up(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
+    pub fn up(&mut self, frame: Frame<'_>, names: &mut Names, protocol: &mut ProtocolState) -> Up {
         if self.course == Course::Awaits {
             return Up::Wait;
         }
@@ -51,12 +51,12 @@ impl Prepared {
             return self.copying(frame.tag);
         }
         match frame.tag {
-            b'P' => self.parse(frame, names, pulse),
-            b'B' => self.bind(frame, names, pulse),
-            b'D' if frame.body.first() == Some(&b'S') => self.describe(frame, names, pulse),
+            b'P' => self.parse(frame, names, protocol),
+            b'B' => self.bind(frame, names, protocol),
+            b'D' if frame.body.first() == Some(&b'S') => self.describe(frame, names, protocol),
             b'C' if frame.body.first() == Some(&b'S') => self.close(frame, names),
-            b'Q' => self.query(frame, names, pulse),
-            b'E' => self.execute(frame, names, pulse),
+            b'Q' => self.query(frame, names, protocol),
+            b'E' => self.execute(frame, names, protocol),
             tag => self.plain(tag),
         }
     }
@@ -92,7 +92,7 @@ impl Prepared {
         Up::Pass
     }
 
-    fn parse(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
+    fn parse(&mut self, frame: Frame<'_>, names: &mut Names, protocol: &mut ProtocolState) -> Up {
         let Some((name, rest)) = rewrite::cstr(frame.body) else { return self.too_long(frame) };
         if name.is_empty() {
             return self.parse_unnamed(frame, rest, names);
@@ -104,19 +104,19 @@ impl Prepared {
                 // It fails, and how is for the server to say.
                 let here = match &held {
                     Held::Here(number, _) => Some(*number),
-                    Held::Anywhere(statement) => self.shelf.find(statement),
+                    Held::Anywhere(statement) => self.server_cache.find(statement),
                 };
                 let number = here.unwrap_or_else(|| {
-                    let number = self.shelf.new_number();
-                    self.make_stub(number, pulse);
+                    let number = self.server_cache.new_number();
+                    self.make_stub(number, protocol);
                     number
                 });
                 self.due.push(What::Parse, Some((named, number)));
                 return self.rename(frame, 0, name, number);
             }
         }
-        self.say_discards(pulse);
-        let number = self.shelf.new_number();
+        self.say_discards(protocol);
+        let number = self.server_cache.new_number();
         let named: Arc<[u8]> = crate::prepared::client_names::key(name).into();
         self.due.push(What::Make, Some((Arc::clone(&named), number)));
         self.changes.push_back(Change::Make(named, number, Pins::default()));
@@ -139,22 +139,22 @@ impl Prepared {
     }
 
     /// The frame has ended; `found` is what its text leaves behind.
-    pub fn up_ends(&mut self, found: Pins, names: &Names, pulse: &mut Pulse) {
-        self.learn(found, names, pulse);
+    pub fn up_ends(&mut self, found: Pins, names: &Names, protocol: &mut ProtocolState) {
+        self.learn(found, names, protocol);
         // Unasked, the server might keep its replies to itself until the client has sent what has to wait.
         if self.due.is_heavy() {
-            self.say(pulse, b'H', &[]);
+            self.say(protocol, b'H', &[]);
         }
     }
 
-    fn learn(&mut self, found: Pins, names: &Names, pulse: &mut Pulse) {
+    fn learn(&mut self, found: Pins, names: &Names, protocol: &mut ProtocolState) {
         match std::mem::take(&mut self.parsing) {
             Parsing::No => {}
             Parsing::Unnamed => self.unnamed_parsed(found),
             Parsing::New(number) => {
                 let body = std::mem::take(&mut self.passing);
                 self.made_with(found);
-                self.say(pulse, b'D', &[b"S", &rewrite::name_of(number)]);
+                self.say(protocol, b'D', &[b"S", &rewrite::name_of(number)]);
                 let name = match self.changes.back() {
                     Some(Change::Make(name, ..)) => Some((Arc::clone(name), number)),
                     _ => None,
@@ -175,18 +175,18 @@ impl Prepared {
         }
     }
 
-    fn bind(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
+    fn bind(&mut self, frame: Frame<'_>, names: &mut Names, protocol: &mut ProtocolState) -> Up {
         let parts =
             rewrite::cstr(frame.body).and_then(|(portal, rest)| Some((portal, rewrite::cstr(rest)?.0)));
         let Some((portal, name)) = parts else { return self.too_long(frame) };
         self.portal_bound(portal, name, names);
-        self.use_statement(frame, portal.len() + 1, name, What::Bind, names, pulse)
+        self.use_statement(frame, portal.len() + 1, name, What::Bind, names, protocol)
     }
 
-    fn describe(&mut self, frame: Frame<'_>, names: &mut Names, pulse: &mut Pulse) -> Up {
+    fn describe(&mut self, frame: Frame<'_>, names: &mut Names, protocol: &mut ProtocolState) -> Up {
         let Some((name, _)) = rewrite::cstr(&frame.body[1..]) else { return self.too_long(frame) };
         let what = if name.is_empty() { What::DescribeUnnamed } else { What::Describe };
-        self.use_statement(frame, 1, name, what, names, pulse)
+        self.use_statement(frame, 1, name, what, names, protocol)
     }
 
     /// Bind or Describe, with the statement's name at `at` in the body.
@@ -197,13 +197,13 @@ impl Prepared {
         name: &[u8],
         what: What,
         names: &mut Names,
-        pulse: &mut Pulse,
+        protocol: &mut ProtocolState,
     ) -> Up {
         if std::mem::take(&mut self.course) == Course::Fails {
             return self.fail(frame, at, name, names);
         }
         if name.is_empty() {
-            return self.use_unnamed(frame, at, what, names, pulse);
+            return self.use_unnamed(frame, at, what, names, protocol);
         }
         match self.find(names, name) {
             Found::Doubtful => Up::Wait,
@@ -212,7 +212,7 @@ impl Prepared {
                 self.rename(frame, at, name, NOBODY)
             }
             Found::Held(known, held) => {
-                let (number, pins) = match self.fetch(held, names, pulse) {
+                let (number, pins) = match self.fetch(held, names, protocol) {
                     Way::Here(number, pins) => (number, pins),
                     Way::Coming => return Up::Wait,
                     Way::Nowhere => return self.fail(frame, at, name, names),
@@ -264,16 +264,16 @@ impl Prepared {
     }
 
     /// Where a statement is. If it is not here, it is asked for.
-    fn fetch(&mut self, held: Held, names: &Names, pulse: &mut Pulse) -> Way {
+    fn fetch(&mut self, held: Held, names: &Names, protocol: &mut ProtocolState) -> Way {
         let statement = match held {
             Held::Here(number, pins) => return Way::Here(number, pins),
             Held::Anywhere(statement) => names.fitting(statement),
         };
-        match self.shelf.find(&statement) {
+        match self.server_cache.find(&statement) {
             Some(number) => Way::Here(number, statement.pins),
             None if !names.reads(&statement) => Way::Nowhere,
             None => {
-                self.make_here(statement, pulse);
+                self.make_here(statement, protocol);
                 Way::Coming
             }
         }
@@ -281,20 +281,20 @@ impl Prepared {
 
     /// Makes something by this number, for a message that only wants the name to be there. The client's own
     /// statement could not be made if its tables are gone, and may have other names.
-    pub(super) fn make_stub(&mut self, number: Number, pulse: &mut Pulse) {
-        self.say(pulse, b'P', &[&rewrite::name_of(number), b"\0", &[0, 0]]);
+    pub(super) fn make_stub(&mut self, number: Number, protocol: &mut ProtocolState) {
+        self.say(protocol, b'P', &[&rewrite::name_of(number), b"\0", &[0, 0]]);
         self.due.push(What::Stub, None);
     }
 
-    fn make_here(&mut self, statement: Arc<Statement>, pulse: &mut Pulse) {
-        self.say_discards(pulse);
-        let number = self.shelf.new_number();
+    fn make_here(&mut self, statement: Arc<Statement>, protocol: &mut ProtocolState) {
+        self.say_discards(protocol);
+        let number = self.server_cache.new_number();
         let name = rewrite::name_of(number);
-        self.say(pulse, b'P', &[&name, &statement.text, &statement.types]);
+        self.say(protocol, b'P', &[&name, &statement.text, &statement.types]);
         self.due.push(What::Copy, None);
-        self.say(pulse, b'D', &[b"S", &name]);
+        self.say(protocol, b'D', &[b"S", &name]);
         self.due.push(What::Check(statement, number), None);
-        self.say(pulse, b'H', &[]);
+        self.say(protocol, b'H', &[]);
         self.course = Course::Awaits;
     }
 

@@ -1,11 +1,11 @@
-//! What the server sends. Floor 1.
+//! What the server sends.
 
 use std::sync::Arc;
 
 use pgleash_core::{Pin, Pins};
 
 use crate::frame::Frame;
-use crate::prepared::client_names::{Held, Names, Place, Told};
+use crate::prepared::client_names::{Held, NameState, Names, Told};
 use crate::prepared::pending_replies::{Draft, Due, What};
 use crate::prepared::server_cache::NOBODY;
 use crate::prepared::statement::Statement;
@@ -131,7 +131,7 @@ impl Prepared {
             // connection is wrong. The client keeps it, and the statement that it has made.
             What::Parse => {
                 if let Some((name, number)) = due.name {
-                    self.shelf.clear();
+                    self.server_cache.clear();
                     names.put(name, Held::Here(number, Pins::default()));
                     self.pins.add(Pin::PreparedStatement);
                 }
@@ -150,7 +150,7 @@ impl Prepared {
                 let told = self.reading.take();
                 if let Some((name, number)) = due.name {
                     match names.learn(&name, statement(*draft, told)) {
-                        Some(statement) => self.shelf.put(statement, number),
+                        Some(statement) => self.server_cache.put(statement, number),
                         // Too many to be made elsewhere, so the client stays.
                         None => self.pins.add(Pin::PreparedStatement),
                     }
@@ -164,7 +164,7 @@ impl Prepared {
                 } else {
                     names.shared(Statement { types: told.types, shape: told.shape, ..(*wanted).clone() })
                 };
-                self.shelf.put(made, number);
+                self.server_cache.put(made, number);
                 self.course = if same { Course::Clear } else { Course::Fails };
             }
             What::Copy if !matches!(self.due.head().map(|due| &due.what), Some(What::Check(..))) => {
@@ -191,7 +191,7 @@ impl Prepared {
 
     /// The client's unnamed statement is here; it goes on at once if nothing more is asked about it.
     fn unnamed_made(&mut self, names: &mut Names) {
-        names.unnamed.place = Place::Here;
+        names.unnamed.place = NameState::Here;
         if !matches!(self.due.head().map(|due| &due.what), Some(What::CheckUnnamed(_))) {
             self.course = Course::Clear;
         }
@@ -202,7 +202,7 @@ impl Prepared {
         match tag {
             b"DISCARD ALL\0" | b"DEALLOCATE ALL\0" => {
                 names.clear();
-                self.shelf.clear();
+                self.server_cache.clear();
             }
             b"DEALLOCATE\0" => {
                 if let Some(Due { what: What::Query, name: Some((name, _)) }) = self.due.head() {
@@ -251,8 +251,8 @@ impl Prepared {
         {
             match rewrite::sqlstate(frame.body) {
                 // Its tables have changed under it: the client has to make it anew.
-                b"0A000" => self.shelf.discard(number),
-                b"26000" => self.shelf.lost(number),
+                b"0A000" => self.server_cache.discard(number),
+                b"26000" => self.server_cache.lost(number),
                 _ => {}
             }
         }

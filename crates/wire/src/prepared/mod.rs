@@ -1,7 +1,7 @@
-//! Prepared statements of clients that share server connections. Floor 1.
+//! Prepared statements of clients that share server connections.
 //!
 //! A client's names are its own ([`Names`]); a server connection has its own set of statements, under
-//! names of ours (`shelf`). In between, frames are renamed; a statement that is not where it is used
+//! names of ours (`server_cache`). In between, frames are renamed; a statement that is not where it is used
 //! is made there first; and the replies to what the client did not send are taken out. The order of
 //! replies, and what an error skips, are kept in one queue (`due`), one entry for each reply.
 //!
@@ -27,10 +27,10 @@ use std::sync::Arc;
 
 use pgleash_core::{Pin, Pins};
 
-use crate::conn_state::Pulse;
+use crate::conn_state::ProtocolState;
 use crate::prepared::client_names::{Held, Parsed};
 use crate::prepared::pending_replies::{Due, Queue, What};
-use crate::prepared::server_cache::{Number, Shelf};
+use crate::prepared::server_cache::{Number, ServerCache};
 use crate::prepared::statement::Scope;
 
 pub use crate::prepared::client_names::Names;
@@ -41,7 +41,7 @@ pub use crate::prepared::statement::Library;
 /// One server connection's prepared statements, and what is due on it.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    shelf: Shelf,
+    server_cache: ServerCache,
     due: Queue,
     changes: VecDeque<Change>,
     /// So many of them, from the front, are of batches that have ended: what follows is not skipped with
@@ -145,7 +145,7 @@ impl Prepared {
         }
         if !changed.is_empty() {
             let era = names.next_era();
-            self.shelf.discard_copies(era);
+            self.server_cache.discard_copies(era);
         }
     }
 
@@ -161,7 +161,7 @@ impl Prepared {
 
     /// The server has discarded everything.
     pub fn forget_all(&mut self) {
-        self.shelf.clear();
+        self.server_cache.clear();
     }
 
     /// How many body bytes of a client's frame with this tag must be at hand at once.
@@ -231,7 +231,7 @@ impl Prepared {
     /// A message has failed, and what was made for it alone is there still.
     fn unused(&mut self, target: Option<&Target>) {
         if let Some((_, number)) = target {
-            self.shelf.discard(*number);
+            self.server_cache.discard(*number);
         }
     }
 
@@ -241,27 +241,27 @@ impl Prepared {
         let number = match names.get(name) {
             Some((_, Held::Here(number, _))) => Some(*number),
             Some((_, Held::Anywhere(statement))) if matches!(statement.scope, Scope::Client(..)) => {
-                self.shelf.find(statement)
+                self.server_cache.find(statement)
             }
             Some((_, Held::Anywhere(_))) | None => None,
         };
-        number.into_iter().for_each(|number| self.shelf.discard(number));
+        number.into_iter().for_each(|number| self.server_cache.discard(number));
         names.remove(name);
     }
 
     /// Says something to the server that the client did not say.
-    fn say(&mut self, pulse: &mut Pulse, tag: u8, body: &[&[u8]]) {
+    fn say(&mut self, protocol: &mut ProtocolState, tag: u8, body: &[&[u8]]) {
         let length: usize = body.iter().map(|part| part.len()).sum();
         self.out.push(tag);
         self.out.extend((length as u32 + 4).to_be_bytes());
         body.iter().for_each(|part| self.out.extend_from_slice(part));
-        pulse.sent(tag);
+        protocol.sent(tag);
     }
 
     /// Closes what nobody will use, ahead of what is said next.
-    fn say_discards(&mut self, pulse: &mut Pulse) {
-        for number in self.shelf.take_discarded() {
-            self.say(pulse, b'C', &[b"S", &rewrite::name_of(number)]);
+    fn say_discards(&mut self, protocol: &mut ProtocolState) {
+        for number in self.server_cache.take_discarded() {
+            self.say(protocol, b'C', &[b"S", &rewrite::name_of(number)]);
             self.due.push(What::Discard(number), None);
         }
     }
@@ -290,10 +290,10 @@ impl Prepared {
                 if let Some((name, number)) = &due.name
                     && matches!(names.get(name), Some((_, Held::Anywhere(_))))
                 {
-                    self.shelf.discard_stub(*number);
+                    self.server_cache.discard_stub(*number);
                 }
             }
-            What::Discard(number) => self.shelf.discard(*number),
+            What::Discard(number) => self.server_cache.discard(*number),
             What::Copy | What::Check(..) | What::CheckUnnamed(_) if self.course == Course::Awaits => {
                 self.course = Course::Clear;
             }

@@ -1,4 +1,4 @@
-//! The replies that a server connection owes, one for each message that is answered. Floor 1.
+//! The replies that a server connection owes, one for each message that is answered.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

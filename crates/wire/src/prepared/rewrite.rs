@@ -1,4 +1,4 @@
-//! The few texts about statements that are read or written. Floor 1.
+//! The few texts about statements that are read or written.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! Which statements are prepared on one server connection, and under which numbers. Floor 1.
+//! Which statements are prepared on one server connection, and under which numbers.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -14,7 +14,7 @@ pub(crate) const NOBODY: Number = 0;
 
 /// The statements on one server connection, those of longest disuse going first.
 #[derive(Debug, Default)]
-pub(crate) struct Shelf {
+pub(crate) struct ServerCache {
     /// By the statement's address, which is kept from being used again by the statement being kept.
     slots: HashMap<usize, Slot, BuildHasherDefault<Address>>,
     last: Number,
@@ -30,7 +30,7 @@ struct Slot {
     used: u64,
 }
 
-impl Shelf {
+impl ServerCache {
     /// Statements that are kept prepared on one server connection.
     pub(crate) const CAPACITY: usize = 256;
 
@@ -147,29 +147,29 @@ mod tests {
 
     #[test]
     fn the_statement_of_longest_disuse_goes_first() {
-        let mut shelf = Shelf::default();
-        let all: Vec<_> = (0..=Shelf::CAPACITY).map(statement).collect();
+        let mut server_cache = ServerCache::default();
+        let all: Vec<_> = (0..=ServerCache::CAPACITY).map(statement).collect();
         for (n, statement) in all.iter().enumerate() {
-            let number = shelf.new_number();
-            shelf.put(Arc::clone(statement), number);
-            if n == Shelf::CAPACITY - 1 {
-                assert!(shelf.take_discarded().is_empty());
-                assert_eq!(shelf.find(&all[0]), Some(1), "used again");
+            let number = server_cache.new_number();
+            server_cache.put(Arc::clone(statement), number);
+            if n == ServerCache::CAPACITY - 1 {
+                assert!(server_cache.take_discarded().is_empty());
+                assert_eq!(server_cache.find(&all[0]), Some(1), "used again");
             }
         }
-        assert_eq!(shelf.take_discarded(), [2]);
-        assert_eq!((shelf.find(&all[0]), shelf.find(&all[1])), (Some(1), None));
-        assert_eq!(shelf.slots.len(), Shelf::CAPACITY);
+        assert_eq!(server_cache.take_discarded(), [2]);
+        assert_eq!((server_cache.find(&all[0]), server_cache.find(&all[1])), (Some(1), None));
+        assert_eq!(server_cache.slots.len(), ServerCache::CAPACITY);
     }
 
     #[test]
     fn of_two_copies_the_newer_stays() {
-        let mut shelf = Shelf::default();
+        let mut server_cache = ServerCache::default();
         let one = statement(1);
-        shelf.put(Arc::clone(&one), 1);
-        shelf.put(Arc::clone(&one), 2);
-        assert_eq!((shelf.take_discarded(), shelf.find(&one)), (vec![1], Some(2)));
-        shelf.lost(2);
-        assert_eq!((shelf.take_discarded(), shelf.find(&one)), (vec![], None));
+        server_cache.put(Arc::clone(&one), 1);
+        server_cache.put(Arc::clone(&one), 2);
+        assert_eq!((server_cache.take_discarded(), server_cache.find(&one)), (vec![1], Some(2)));
+        server_cache.lost(2);
+        assert_eq!((server_cache.take_discarded(), server_cache.find(&one)), (vec![], None));
     }
 }

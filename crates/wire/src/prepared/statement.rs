@@ -1,4 +1,4 @@
-//! What a prepared statement is, whoever calls it what. Floor 1.
+//! What a prepared statement is, whoever calls it what.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

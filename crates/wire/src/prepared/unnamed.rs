@@ -1,4 +1,4 @@
-//! The unnamed statement, and what is said in it: `DEALLOCATE name`. Floor 1.
+//! The unnamed statement, and what is said in it: `DEALLOCATE name`.
 //!
 //! A DEALLOCATE gets a number of its own, under which something is made for it: what the client means may
 //! have other names, or not be here.
@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use pgleash_core::Pins;
 
-use crate::conn_state::Pulse;
+use crate::conn_state::ProtocolState;
 use crate::frame::{Frame, HEADER};
-use crate::prepared::client_names::{Names, Parsed, Place};
+use crate::prepared::client_names::{NameState, Names, Parsed};
 use crate::prepared::from_client::Up;
 use crate::prepared::pending_replies::{Failure, What};
 use crate::prepared::server_cache::{NOBODY, Number};
@@ -61,7 +61,7 @@ impl Prepared {
     }
 
     fn parse_deallocate(&mut self, frame: Frame<'_>, name: Arc<[u8]>, types: &[u8]) -> Up {
-        let number = self.shelf.new_number();
+        let number = self.server_cache.new_number();
         let sql = deallocate(number);
         self.put_header(b'P', 1 + sql.len() + types.len());
         self.out.push(0);
@@ -126,8 +126,8 @@ impl Prepared {
             }
         }
         match names.unnamed.place {
-            Place::Here => Last::Here(&names.unnamed.parsed),
-            Place::Elsewhere => Last::Elsewhere,
+            NameState::Here => Last::Here(&names.unnamed.parsed),
+            NameState::Elsewhere => Last::Elsewhere,
         }
     }
 
@@ -138,7 +138,7 @@ impl Prepared {
         at: usize,
         what: What,
         names: &mut Names,
-        pulse: &mut Pulse,
+        protocol: &mut ProtocolState,
     ) -> Up {
         match self.last(names) {
             Last::Here(parsed) => {
@@ -161,20 +161,20 @@ impl Prepared {
                 self.rename(frame, at, b"", NOBODY)
             }
             Last::Elsewhere => {
-                self.make_unnamed_here(names, pulse);
+                self.make_unnamed_here(names, protocol);
                 Up::Wait
             }
         }
     }
 
-    fn make_unnamed_here(&mut self, names: &mut Names, pulse: &mut Pulse) {
+    fn make_unnamed_here(&mut self, names: &mut Names, protocol: &mut ProtocolState) {
         let mut deallocates = names.unnamed.parsed.deallocates.take();
         if let Some((_, number)) = &mut deallocates {
-            *number = self.shelf.new_number();
-            self.say(pulse, b'P', &[b"\0", &deallocate(*number), &[0, 0]]);
+            *number = self.server_cache.new_number();
+            self.say(protocol, b'P', &[b"\0", &deallocate(*number), &[0, 0]]);
             names.unnamed.parsed.deallocates = deallocates;
             self.due.push(What::Copy, None);
-            self.say(pulse, b'H', &[]);
+            self.say(protocol, b'H', &[]);
             self.course = Course::Awaits;
             return;
         }
@@ -182,13 +182,13 @@ impl Prepared {
         let body = &names.unnamed.parsed.body;
         let sql = rewrite::cstr(body).map_or(body.len(), |(sql, _)| sql.len() + 1);
         let types = told.as_ref().map_or(&body[sql..], |told| &told.types);
-        self.say(pulse, b'P', &[b"\0", &body[..sql], types]);
+        self.say(protocol, b'P', &[b"\0", &body[..sql], types]);
         self.due.push(What::Copy, None);
         if let Some(told) = told {
-            self.say(pulse, b'D', &[b"S\0"]);
+            self.say(protocol, b'D', &[b"S\0"]);
             self.due.push(What::CheckUnnamed(Box::new(told)), None);
         }
-        self.say(pulse, b'H', &[]);
+        self.say(protocol, b'H', &[]);
         self.course = Course::Awaits;
     }
 
@@ -202,7 +202,7 @@ impl Prepared {
         }
     }
 
-    pub(super) fn execute(&mut self, frame: Frame<'_>, names: &Names, pulse: &mut Pulse) -> Up {
+    pub(super) fn execute(&mut self, frame: Frame<'_>, names: &Names, protocol: &mut ProtocolState) -> Up {
         let portal = rewrite::cstr(frame.body).map(|(portal, _)| portal);
         let bound = self.bound.as_ref().filter(|(bound, _)| Some(&**bound) == portal);
         let Some((name, number)) = bound.map(|(_, target)| target.clone()) else {
@@ -213,9 +213,9 @@ impl Prepared {
             Found::Doubtful => return Up::Wait,
             Found::Held(..) => {
                 // It may be left from an execution that failed.
-                self.say(pulse, b'C', &[b"S", &rewrite::name_of(number)]);
+                self.say(protocol, b'C', &[b"S", &rewrite::name_of(number)]);
                 self.due.push(What::Discard(number), None);
-                self.make_stub(number, pulse);
+                self.make_stub(number, protocol);
             }
             // Nor does the server know the number, and says so.
             Found::Nothing => {}
@@ -226,7 +226,7 @@ impl Prepared {
         Up::Pass
     }
 
-    pub(super) fn query(&mut self, frame: Frame<'_>, names: &Names, pulse: &mut Pulse) -> Up {
+    pub(super) fn query(&mut self, frame: Frame<'_>, names: &Names, protocol: &mut ProtocolState) -> Up {
         if frame.is_whole()
             && frame.body_len <= rewrite::LONGEST_DEALLOCATE
             && let Some((sql, _)) = rewrite::cstr(frame.body)
@@ -236,8 +236,8 @@ impl Prepared {
                 Found::Doubtful => return Up::Wait,
                 Found::Nothing => {}
                 Found::Held(name, _) => {
-                    let number = self.shelf.new_number();
-                    self.make_stub(number, pulse);
+                    let number = self.server_cache.new_number();
+                    self.make_stub(number, protocol);
                     let sql = deallocate(number);
                     self.put_header(b'Q', sql.len());
                     self.out.extend_from_slice(&sql);

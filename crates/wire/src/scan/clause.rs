@@ -1,4 +1,4 @@
-//! Which parameter a SET, a RESET or a `set_config` is about. Floor 0.
+//! Which parameter a SET, a RESET or a `set_config` is about.
 //!
 //! Only names are read here. To what a parameter is set is for the server to say.
 

@@ -1,4 +1,4 @@
-//! Which statements leave state behind on a server connection. Floor 0.
+//! Which statements leave state behind on a server connection.
 //!
 //! In transaction mode a client's next transaction may run on another server connection. A
 //! statement that leaves session state pins the client to the connection it ran on. The scan is

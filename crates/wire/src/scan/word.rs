@@ -1,4 +1,4 @@
-//! Words of a statement text, and the bytes between them. Floor 0.
+//! Words of a statement text, and the bytes between them.
 
 /// Words are told apart by this many first bytes; longer ones are cut.
 pub(super) const LONGEST: usize = 32;

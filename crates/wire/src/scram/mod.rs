@@ -1,4 +1,4 @@
-//! The server's side of SCRAM-SHA-256, as Postgres speaks it. Floor 0.
+//! The server's side of SCRAM-SHA-256, as Postgres speaks it.
 //!
 //! RFC 5802 (the messages), RFC 7677 (SHA-256), RFC 5929 (`tls-server-end-point`), PostgreSQL documentation,
 //! "SASL Authentication" and "pg_authid" (the form of a verifier). A client's proof is checked against a

@@ -1,4 +1,4 @@
-//! What a client's statements may have done to its session. Floor 4.
+//! What a client's statements may have done to its session.
 //!
 //! Texts say what may have changed; what has changed is for the server to say, which is asked when the connection
 //! is quiet and before anybody else can have it (`session/settle.rs`).
@@ -15,7 +15,7 @@ use crate::scan::{Back, Scanner, Touched};
 
 /// Watches the frames of one checkout for session state.
 #[derive(Debug)]
-pub struct Words {
+pub struct SessionState {
     mode: PoolMode,
     scanner: Option<(u8, Scanner)>,
     /// The statement's name, in front of the text of a Parse, has not ended yet.
@@ -53,8 +53,8 @@ pub struct Words {
 /// More names than this are not kept: any parameter may have changed then.
 const MOST_NAMES: usize = 32;
 
-impl Words {
-    /// At the beginning of a checkout. `prepared` is what [`Words::into_prepared`] said at the end of the one before;
+impl SessionState {
+    /// At the beginning of a checkout. `prepared` is what [`SessionState::into_prepared`] said at the end of the one before;
     /// `temporary` says whether `search_path` has the temporary schema in it.
     pub fn new(mode: PoolMode, prepared: Vec<Touched>, temporary: bool) -> Self {
         let pinned = match mode {

@@ -2,17 +2,17 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn words(mode: PoolMode) -> Words {
-    Words::new(mode, Vec::new(), false)
+fn words(mode: PoolMode) -> SessionState {
+    SessionState::new(mode, Vec::new(), false)
 }
 
-fn send(words: &mut Words, tag: u8, body: &[u8]) -> Pins {
+fn send(words: &mut SessionState, tag: u8, body: &[u8]) -> Pins {
     words.frame(Frame { tag, body_len: body.len(), body });
     words.frame_ends(tag)
 }
 
 /// A client in transaction mode that has sent these queries.
-fn after(queries: &[&str]) -> Words {
+fn after(queries: &[&str]) -> SessionState {
     let mut words = words(PoolMode::Transaction);
     for sql in queries {
         send(&mut words, b'Q', sql.as_bytes());
@@ -131,7 +131,7 @@ fn what_is_created_may_be_temporary_by_the_search_path() {
     assert!(!temporary(&["create table t (n int)"]));
     assert!(temporary(&["set local search_path = 'pg_temp'", "create table t (n int)"]));
     assert!(temporary(&["set search_path = x", "select 1 into t"]));
-    let mut words = Words::new(PoolMode::Transaction, Vec::new(), true);
+    let mut words = SessionState::new(PoolMode::Transaction, Vec::new(), true);
     send(&mut words, b'Q', b"create table t (n int)");
     assert_eq!(words.verifiable(), Pins::of(Pin::TempTable));
 }

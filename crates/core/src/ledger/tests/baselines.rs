@@ -34,7 +34,7 @@ impl Known {
         activity.publish(Phase::InFlight, begins + pause).unwrap();
         activity.publish(Phase::Held, begins + pause).unwrap();
         activity.finish().unwrap();
-        self.scene.ledger.checked_in(id, Place::Idle, Resolution::Returned, begins + pause);
+        self.scene.ledger.checked_in(id, ConnPlace::Idle, Resolution::Returned, begins + pause);
         self.now += 1;
     }
 
@@ -101,7 +101,7 @@ fn a_suspect_that_comes_home_widens_the_limit_of_its_kind() {
     assert_eq!(told[0], "idle_in_transaction returned");
     assert_eq!(told[1], "idle_in_transaction returned: 5 s is now 66 s");
     // The next that pauses for as long is left in peace, to the ceiling.
-    known.scene.ledger.checked_in(LEAK, Place::Idle, Resolution::Returned, at(known.now));
+    known.scene.ledger.checked_in(LEAK, ConnPlace::Idle, Resolution::Returned, at(known.now));
     known.open(CheckoutId(98), ConnId(10));
     assert_eq!(known.healthy(29), [] as [&str; 0]);
     assert_eq!(known.healthy(2), ["detected idle_in_transaction"]);
@@ -116,7 +116,7 @@ fn a_holder_that_comes_back_after_it_was_taken_widens_the_limit_too() {
     let due = known.scene.due(known.now).pop().unwrap();
     assert!(leak.take(due.seen));
     known.scene.ledger.reclaiming(LEAK);
-    known.scene.ledger.checked_in(LEAK, Place::Recycling, Resolution::Reclaimed, at(known.now));
+    known.scene.ledger.checked_in(LEAK, ConnPlace::Recycling, Resolution::Reclaimed, at(known.now));
     let after = Duration::from_secs(3);
     let told = known.scene.ledger.regretted(&due.evidence, due.reason, after, at(known.now + 3));
     assert_eq!(
@@ -140,7 +140,7 @@ fn a_route_that_is_slow_by_nature_has_a_limit_of_its_own() {
         known.healthy(7);
         activity.publish(Phase::InFlight, at(known.now)).unwrap();
         activity.finish().unwrap();
-        known.scene.ledger.checked_in(id, Place::Idle, Resolution::Returned, at(known.now));
+        known.scene.ledger.checked_in(id, ConnPlace::Idle, Resolution::Returned, at(known.now));
     }
     let limit = |known: &Known, id| {
         let shown = known.scene.show(known.now + 4);
@@ -158,7 +158,7 @@ fn names_beyond_the_bound_are_counted() {
         let id = CheckoutId(n);
         let activity = Arc::new(Activity::new());
         scene.ledger.checked_out(id, ConnId(1), holder(n as u32), activity, Duration::ZERO, at(n));
-        scene.ledger.checked_in(id, Place::Idle, Resolution::Returned, at(n));
+        scene.ledger.checked_in(id, ConnPlace::Idle, Resolution::Returned, at(n));
     }
     let folded = scene.ledger.sweep(&scene.policy, at(100)).events;
     assert_eq!(folded.len(), 100 - crate::history::History::APPS);

@@ -50,12 +50,12 @@ impl Scene {
     fn lend(&mut self, n: u64, seconds: u64) -> Arc<Activity> {
         let activity = Arc::new(Activity::new());
         activity.begin(at(seconds));
-        let leash = Arc::clone(&activity);
+        let handle = Arc::clone(&activity);
         self.ledger.checked_out(
             CheckoutId(n),
             ConnId(n),
             holder(n as u32),
-            leash,
+            handle,
             Duration::ZERO,
             at(seconds),
         );
@@ -81,7 +81,7 @@ impl Scene {
     }
 
     /// Checkout 1 ends at this second.
-    fn end(&mut self, to: Place, resolution: Resolution, seconds: u64) -> Vec<String> {
+    fn end(&mut self, to: ConnPlace, resolution: Resolution, seconds: u64) -> Vec<String> {
         told(self.ledger.checked_in(Self::CHECKOUT, to, resolution, at(seconds)).1)
     }
 
@@ -138,7 +138,7 @@ fn a_suspect_that_comes_home_between_two_looks_is_returned() {
     activity.publish(Phase::InFlight, at(25)).unwrap(); // COMMIT
     activity.finish().unwrap();
     // However its end is called: it moved, so the suspicion was wrong.
-    assert_eq!(scene.end(Place::Idle, Resolution::Disconnected, 25), ["idle_in_transaction returned"]);
+    assert_eq!(scene.end(ConnPlace::Idle, Resolution::Disconnected, 25), ["idle_in_transaction returned"]);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn what_became_of_a_verdict_that_was_not_carried_out_is_told() {
 fn a_suspect_whose_client_goes_without_a_word_is_disconnected() {
     let (mut scene, activity) = Scene::suspect();
     activity.finish().unwrap();
-    let ended = scene.end(Place::Recycling, Resolution::Disconnected, 25);
+    let ended = scene.end(ConnPlace::Recycling, Resolution::Disconnected, 25);
     assert_eq!(ended, ["idle_in_transaction disconnected"]);
     assert_eq!(scene.show(25).connections, ConnCounts { recycling: 1, ..ConnCounts::default() });
     scene.ledger.recycled(ConnId(1), at(26));
@@ -180,7 +180,7 @@ fn a_suspect_that_is_taken_back_is_reclaimed_whatever_its_client_does_then() {
     let told = scene.ledger.reclaimed_for(Scene::CHECKOUT, at(30)).map(|(reason, _)| reason);
     assert_eq!(told, Some(Reason::IdleInTransaction));
     assert!(scene.due(31).is_empty(), "it is not taken twice");
-    let ended = scene.end(Place::Recycling, Resolution::Disconnected, 31);
+    let ended = scene.end(ConnPlace::Recycling, Resolution::Disconnected, 31);
     assert_eq!(ended, ["idle_in_transaction reclaimed"]);
 }
 
@@ -218,7 +218,7 @@ fn a_held_connection_past_its_life_is_told_once_and_is_never_due_for_it() {
     assert!(scene.sweep(1900).is_empty());
     assert!(scene.due(1_000_000).is_empty());
     activity.finish().unwrap();
-    assert_eq!(scene.end(Place::Idle, Resolution::Returned, 2000), ["overdue returned"]);
+    assert_eq!(scene.end(ConnPlace::Idle, Resolution::Returned, 2000), ["overdue returned"]);
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn the_highest_use_of_the_last_minute_is_shown() {
         scene.lend(n, 100).finish().unwrap();
     }
     for n in 1..=3 {
-        scene.ledger.checked_in(CheckoutId(n), Place::Idle, Resolution::Returned, at(100));
+        scene.ledger.checked_in(CheckoutId(n), ConnPlace::Idle, Resolution::Returned, at(100));
     }
     assert_eq!(scene.show(101).utilization_ratio, 0.0);
     assert_eq!(scene.peak(100), 3.0, "a burst within one second");
@@ -243,7 +243,7 @@ fn what_lasted_until_a_moment_ago_is_in_the_peak() {
     for n in 1..=2 {
         scene.lend(n, 10).finish().unwrap();
     }
-    scene.ledger.checked_in(CheckoutId(2), Place::Idle, Resolution::Returned, at(500));
+    scene.ledger.checked_in(CheckoutId(2), ConnPlace::Idle, Resolution::Returned, at(500));
     assert_eq!(scene.show(501).utilization_ratio, 0.1);
     assert_eq!(scene.peak(501), 2.0, "both were out until 500 s");
     assert_eq!(scene.peak(561), 1.0);
@@ -254,7 +254,7 @@ fn a_busy_minute_forgets_no_second() {
     let mut scene = Scene::with(2);
     scene.lend(1, 100).finish().unwrap();
     scene.lend(2, 100).finish().unwrap();
-    scene.ledger.checked_in(CheckoutId(2), Place::Idle, Resolution::Returned, at(100));
+    scene.ledger.checked_in(CheckoutId(2), ConnPlace::Idle, Resolution::Returned, at(100));
     for second in 101..=160 {
         scene.ledger.dialling(at(second));
         scene.ledger.not_opened(at(second));
@@ -275,7 +275,7 @@ fn idle_connections_are_spent_by_age_and_by_disuse_and_lent_ones_are_not() {
     assert_eq!(spent(&scene, 599), []);
     assert_eq!(spent(&scene, 600), [(ConnId(1), CloseReason::IdleTimeout)]);
     assert_eq!(spent(&scene, 1800), [(ConnId(1), CloseReason::MaxLifetime)]);
-    scene.ledger.checked_in(CheckoutId(2), Place::Idle, Resolution::Returned, at(1700));
+    scene.ledger.checked_in(CheckoutId(2), ConnPlace::Idle, Resolution::Returned, at(1700));
     assert_eq!(
         spent(&scene, 1799),
         [(ConnId(1), CloseReason::IdleTimeout)],
@@ -293,7 +293,7 @@ fn a_connection_that_dies_under_its_holder_leaves_every_count() {
     assert_eq!((shown.opened - shown.closed, shown.connections.total()), (0, 0));
     assert_eq!(shown.holders.len(), 1, "its holder has not heard of it");
     assert!(scene.ledger.closed(ConnId(1), CloseReason::ServerLost, at(6)).is_none());
-    assert!(scene.end(Place::Recycling, Resolution::ServerLost, 6).is_empty());
+    assert!(scene.end(ConnPlace::Recycling, Resolution::ServerLost, 6).is_empty());
     assert!(!scene.ledger.is_busy());
 }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::activity::Taken;
+use crate::activity::Reclaimed;
 use crate::event::{Reason, Suppression};
 use crate::policy::Budget;
 use crate::snapshot::ConnState;
@@ -30,12 +30,12 @@ enum Step {
     Move(Index, Phase),
     Pin(Index, Pin),
     Look,
-    /// The keeper acts on what it saw at the last look.
+    /// The watchdog acts on what it saw at the last look.
     Act(Index),
     Suppress(Index),
     CheckIn(Index, CheckIn),
     Recycle(Index),
-    /// On an errand of pgleash's own.
+    /// On an internal checkout of pgleash's own.
     Send,
 }
 
@@ -247,7 +247,7 @@ impl World {
         let Some(at) = pick(&self.out, which) else { return };
         let out = &mut self.out[at];
         let published = self.activities[out.session].publish(phase, self.now);
-        assert_eq!(published, if out.taken { Err(Taken) } else { Ok(()) });
+        assert_eq!(published, if out.taken { Err(Reclaimed) } else { Ok(()) });
         if published.is_ok() {
             out.phase = phase;
             out.moves += 1;
@@ -290,7 +290,7 @@ impl World {
         let (due, moves) = self.due[at].clone();
         let out = self.out.iter_mut().find(|out| out.id == due.checkout);
         let unmoved = out.as_ref().is_some_and(|out| out.moves == moves && !out.taken);
-        assert_eq!(due.leash.take(due.seen), unmoved, "{due:?} {out:?}");
+        assert_eq!(due.handle.take(due.seen), unmoved, "{due:?} {out:?}");
         if let Some(out) = out.filter(|_| unmoved) {
             self.ledger.reclaiming(due.checkout);
             let told = self.ledger.reclaimed_for(due.checkout, self.now).map(|(reason, _)| reason);
@@ -304,11 +304,11 @@ impl World {
         let finished = self.activities[out.session].finish();
         assert_eq!(finished.is_err(), out.taken);
         let (to, resolution) = match end {
-            _ if out.taken => (Place::Recycling, Resolution::Reclaimed),
-            _ if !out.server_lives => (Place::Recycling, Resolution::ServerLost),
-            CheckIn::ServerLost => (Place::Recycling, Resolution::ServerLost),
-            CheckIn::Dirty => (Place::Recycling, Resolution::Disconnected),
-            CheckIn::Clean => (Place::Idle, Resolution::Returned),
+            _ if out.taken => (ConnPlace::Recycling, Resolution::Reclaimed),
+            _ if !out.server_lives => (ConnPlace::Recycling, Resolution::ServerLost),
+            CheckIn::ServerLost => (ConnPlace::Recycling, Resolution::ServerLost),
+            CheckIn::Dirty => (ConnPlace::Recycling, Resolution::Disconnected),
+            CheckIn::Clean => (ConnPlace::Idle, Resolution::Returned),
         };
         let (_, told) = self.ledger.checked_in(out.id, to, resolution, self.now);
         for event in &told {
@@ -322,7 +322,7 @@ impl World {
         self.checkins += 1;
         match to {
             _ if !out.server_lives => {}
-            Place::Idle => self.idle.push(out.conn),
+            ConnPlace::Idle => self.idle.push(out.conn),
             _ => self.recycling.push(out.conn),
         }
     }

@@ -1,4 +1,4 @@
-//! The page: one answer, made of the files in `page/`. Floor 4.
+//! The page: one answer, made of the files in `page/`.
 //!
 //! The script is read from top to bottom; its parts share one scope and are in the order in which they need each other.
 

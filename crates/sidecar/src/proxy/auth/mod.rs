@@ -1,4 +1,4 @@
-//! Who is let in: certificates, users, and the proof of a password. Floor 4.
+//! Who is let in: certificates, users, and the proof of a password.
 
 pub(crate) mod query;
 pub(crate) mod users_file;
@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use pgleash_core::{Credential, Event, Sink};
 use pgleash_wire::scram::Verifier;
 
-use crate::config::{AuthMethod, Config, DoorMode};
+use crate::config::{AuthMethod, Config, ListenerMode};
 use crate::process::Hub;
 use crate::proxy::auth::query::{Known, Lookup, Unanswered};
 use crate::proxy::auth::users_file::Users;
@@ -36,7 +36,7 @@ pub(crate) enum Origin {
 /// Everything that clients are let in by, as it is now.
 pub(crate) struct Credentials {
     method: AuthMethod,
-    mode: DoorMode,
+    mode: ListenerMode,
     certificates: Option<Certificates>,
     file: Option<PathBuf>,
     users: RwLock<Users>,
@@ -104,9 +104,9 @@ impl Credentials {
     /// Whether a client from there has to speak TLS.
     pub(crate) fn demands_tls(&self, origin: Origin) -> bool {
         match self.mode {
-            DoorMode::Allow => false,
-            DoorMode::Auto => origin == Origin::Far,
-            DoorMode::Require => origin != Origin::Socket,
+            ListenerMode::Allow => false,
+            ListenerMode::Auto => origin == Origin::Far,
+            ListenerMode::Require => origin != Origin::Socket,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Asks the server for a user's verifier. Floor 4.
+//! Asks the server for a user's verifier.
 //!
 //! The question goes over a connection of its own, as the user of `upstream.url`, on which nothing of a client is
 //! ever set but the name it gave, as a parameter: no client chooses what `search_path` finds (CVE-2025-12819 was

@@ -1,4 +1,4 @@
-//! The file of users. Floor 4.
+//! The file of users.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What all sessions share: pools, the register of clients, and the state of the drain. Floor 4.
+//! What all sessions share: pools, the register of clients, and the state of the drain.
 
 #[cfg(test)]
 mod tests;
@@ -22,17 +22,17 @@ use crate::config::start_error::RunError;
 use crate::config::target::target;
 use crate::config::{Config, print};
 use crate::pool::WeakPool;
-use crate::pool::pause::{Flow, Valve};
+use crate::pool::pause::{Flow, PauseGate};
 use crate::pool::state::{CheckoutError, WatchedPool};
 use crate::proxy::auth::Credentials;
-use crate::proxy::clients::cancel::Desk;
+use crate::proxy::clients::cancel::CancelQueue;
 use crate::proxy::clients::cancel_key::CancelKey;
-use crate::proxy::clients::limit::{Places, Taken};
-use crate::proxy::clients::session_handle::{Orders, Shared};
-use crate::proxy::session::Stand;
+use crate::proxy::clients::limit::{ClientLimit, ClientPermit};
+use crate::proxy::clients::session_handle::{Orders, SessionHandle};
+use crate::proxy::session::ClientPhase;
 use crate::turn::Turn;
 use crate::upstream::connector::Target;
-use crate::upstream::holder_handle::Tether;
+use crate::upstream::holder_handle::HolderState;
 use crate::watchdog::Watch;
 
 /// The process as its sessions see it.
@@ -45,20 +45,20 @@ pub(crate) struct Hub {
     pub sink: Arc<dyn Sink>,
     /// What clients are let in by.
     pub credentials: Credentials,
-    /// What is shared with the keeper.
+    /// What is shared with the watchdog.
     pub watch: Arc<Watch>,
     /// Cancel requests.
-    pub desk: Desk,
-    doorstep: Places,
-    lingering: Places,
+    pub cancel_queue: CancelQueue,
+    pre_auth_limit: ClientLimit,
+    lingering: ClientLimit,
     /// Pause and resume.
-    pub valve: Arc<Valve>,
+    pub pause_gate: Arc<PauseGate>,
     target: ArcSwap<Target>,
     policy: Arc<LivePolicy>,
     pools: Mutex<BTreeMap<PoolKey, WatchedPool>>,
     /// Pools whose first connection is being opened, so that clients that come together share one.
     opening: Mutex<BTreeMap<PoolKey, WeakPool>>,
-    sessions: Mutex<HashMap<SessionId, Arc<Shared>>>,
+    sessions: Mutex<HashMap<SessionId, Arc<SessionHandle>>>,
     alike: Mutex<HashSet<Arc<Vars>>>,
     spellings: Mutex<HashMap<Spelling, String>>,
     next_session: AtomicU32,
@@ -85,10 +85,10 @@ impl Hub {
             sink,
             credentials,
             watch: Arc::default(),
-            desk: Desk::default(),
-            doorstep: Places::default(),
-            lingering: Places::default(),
-            valve: Arc::default(),
+            cancel_queue: CancelQueue::default(),
+            pre_auth_limit: ClientLimit::default(),
+            lingering: ClientLimit::default(),
+            pause_gate: Arc::default(),
             target: ArcSwap::from_pointee(target),
             policy: Arc::new(LivePolicy::from_pointee(config.policy.clone())),
             pools: Mutex::default(),
@@ -160,10 +160,16 @@ impl Hub {
         let library = near.map(|pool| pool.library().beside()).unwrap_or_default();
         drop(pools);
         let attention = Arc::clone(&self.watch.attention);
-        let (policy, valve, sink) =
-            (Arc::clone(&self.policy), Arc::clone(&self.valve), Arc::clone(&self.sink));
-        let pool =
-            WatchedPool::new(key.clone(), &self.target.load(), policy, valve, sink, (attention, library));
+        let (policy, pause_gate, sink) =
+            (Arc::clone(&self.policy), Arc::clone(&self.pause_gate), Arc::clone(&self.sink));
+        let pool = WatchedPool::new(
+            key.clone(),
+            &self.target.load(),
+            policy,
+            pause_gate,
+            sink,
+            (attention, library),
+        );
         opening.insert(key.clone(), pool.downgrade());
         Some(pool)
     }
@@ -218,22 +224,22 @@ impl Hub {
     }
 
     /// A place for a caller that has not sent its first packet; it holds a descriptor.
-    pub(crate) fn doorstep(&self) -> Option<Taken<'_>> {
-        self.doorstep.try_take(self.config.load().max_clients.max(64))
+    pub(crate) fn pre_auth_limit(&self) -> Option<ClientPermit<'_>> {
+        self.pre_auth_limit.try_take(self.config.load().max_clients.max(64))
     }
 
     /// Whether everybody who came has said who it is.
     pub(crate) fn is_doorstep_empty(&self) -> bool {
-        self.doorstep.are_free()
+        self.pre_auth_limit.are_free()
     }
 
     /// A place for a client whose connection was taken and who may come back.
-    pub(crate) fn linger(&self) -> Option<Taken<'_>> {
+    pub(crate) fn linger(&self) -> Option<ClientPermit<'_>> {
         self.lingering.try_take(self.policy.load().size.max(16))
     }
 
     /// Takes a client in, which will be told this key; `None` if there are `pool.max_clients`.
-    pub(crate) fn enter(&self, key: CancelKey) -> Option<(SessionId, Arc<Shared>)> {
+    pub(crate) fn enter(&self, key: CancelKey) -> Option<(SessionId, Arc<SessionHandle>)> {
         let mut sessions = lock(&self.sessions);
         if sessions.len() >= self.config.load().max_clients {
             return None;
@@ -245,18 +251,18 @@ impl Hub {
                 break id;
             }
         };
-        let shared = Arc::new(Shared {
+        let handle = Arc::new(SessionHandle {
             key,
             turn: Turn::default(),
-            tether: Tether::new(Arc::clone(&self.watch.attention)),
+            holder_state: HolderState::new(Arc::clone(&self.watch.attention)),
             orders: Orders::default(),
-            stand: Stand::default(),
+            client_phase: ClientPhase::default(),
         });
         if self.is_draining() {
-            shared.order(false);
+            handle.order(false);
         }
-        sessions.insert(id, Arc::clone(&shared));
-        Some((id, shared))
+        sessions.insert(id, Arc::clone(&handle));
+        Some((id, handle))
     }
 
     /// The session is over. May be told twice.
@@ -267,9 +273,9 @@ impl Hub {
     }
 
     /// The session that was told this process id and secret.
-    pub(crate) fn session(&self, pid: u32, secret: &[u8]) -> Option<Arc<Shared>> {
-        let shared = lock(&self.sessions).get(&SessionId(pid)).cloned()?;
-        shared.key.is(secret).then_some(shared)
+    pub(crate) fn session(&self, pid: u32, secret: &[u8]) -> Option<Arc<SessionHandle>> {
+        let handle = lock(&self.sessions).get(&SessionId(pid)).cloned()?;
+        handle.key.is(secret).then_some(handle)
     }
 
     /// Connected clients.
@@ -285,7 +291,7 @@ impl Hub {
         if self.is_draining() {
             return Err("draining".to_owned());
         }
-        if self.valve.flow() != Flow::Open {
+        if self.pause_gate.flow() != Flow::Open {
             return Err("paused".to_owned());
         }
         match self.target.load().outage.outlook() {
@@ -305,7 +311,7 @@ impl Hub {
         let (clients, limit) = (self.clients(), self.config.load().drain_timeout);
         self.sink.emit(Event::Draining { clients, limit_seconds: limit.as_secs_f64() });
         self.draining.store(true, Ordering::Release);
-        self.valve.drain();
+        self.pause_gate.drain();
         for session in lock(&self.sessions).values() {
             session.order(false);
         }
@@ -360,7 +366,7 @@ impl Hub {
 
     /// New checkouts wait; connections are closed as they come home, so that the server can be worked on.
     pub(crate) fn pause(&self) -> FlowState {
-        if self.valve.pause() {
+        if self.pause_gate.pause() {
             self.sink.emit(Event::Paused { checkouts: self.checkouts() });
             self.watch.attention.notify_one();
         }
@@ -370,7 +376,7 @@ impl Hub {
     /// New checkouts go on.
     pub(crate) fn resume(&self) -> FlowState {
         let waiting = self.pools().iter().map(WatchedPool::waiting).sum();
-        if self.valve.resume() {
+        if self.pause_gate.resume() {
             self.sink.emit(Event::Resumed { waiting });
         }
         self.flow()
@@ -413,7 +419,7 @@ impl Hub {
 
     /// Whether new checkouts go on, and if not, whether any server connection is left.
     pub(crate) fn flow(&self) -> FlowState {
-        match self.valve.flow() {
+        match self.pause_gate.flow() {
             Flow::Open => FlowState::Open,
             Flow::Paused | Flow::Over if self.pools().iter().all(WatchedPool::is_empty) => FlowState::Paused,
             Flow::Paused | Flow::Over => FlowState::Pausing,

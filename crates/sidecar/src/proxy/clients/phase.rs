@@ -1,4 +1,4 @@
-//! Where a session stands, as a cancel request finds it. Floor 4.
+//! Where a session stands, as a cancel request finds it.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::upstream::server_conn::{Cancel, ServerConn};
 
 /// What a cancel request can do about a session.
 #[derive(Default)]
-pub(crate) struct Stand(Mutex<Where>);
+pub(crate) struct ClientPhase(Mutex<Where>);
 
 #[derive(Default)]
 enum Where {
@@ -33,7 +33,7 @@ pub(crate) enum Found {
     Running(Cancel),
 }
 
-impl Stand {
+impl ClientPhase {
     /// The client has begun a statement, and has no connection for it.
     pub(crate) fn waits(&self) {
         *self.lock() = Where::Waits;

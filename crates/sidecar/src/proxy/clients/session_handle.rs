@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::pool::checkout::Checkout;
 use crate::proxy::clients::cancel_key::CancelKey;
-use crate::proxy::clients::phase::Stand;
+use crate::proxy::clients::phase::ClientPhase;
 use crate::turn::Turn;
-use crate::upstream::holder_handle::Tether;
+use crate::upstream::holder_handle::HolderState;
 
 /// What others may tell a session to do.
 #[derive(Debug, Default)]
@@ -36,20 +36,20 @@ impl Orders {
 }
 
 /// What the rest of the process can reach of a session.
-pub(crate) struct Shared {
+pub(crate) struct SessionHandle {
     /// Told to the client; a cancel request must show it.
     pub key: CancelKey,
     /// Cancel requests, one after the other.
     pub turn: Turn,
-    /// What the keeper sees and does.
-    pub tether: Arc<Tether>,
+    /// What the watchdog sees and does.
+    pub holder_state: Arc<HolderState>,
     /// What the drain says.
     pub orders: Orders,
     /// What a cancel request finds.
-    pub stand: Stand,
+    pub client_phase: ClientPhase,
 }
 
-impl Shared {
+impl SessionHandle {
     /// Tells the session to leave, now or at the next quiet moment.
     pub(crate) fn order(&self, now: bool) {
         if now {
@@ -57,7 +57,7 @@ impl Shared {
         } else {
             self.orders.drain()
         }
-        self.tether.waker.wake();
+        self.holder_state.waker.wake();
     }
 }
 

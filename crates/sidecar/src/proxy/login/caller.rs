@@ -45,7 +45,7 @@ impl Caller {
 }
 
 /// Why a caller is turned away.
-pub(crate) enum Turned {
+pub(crate) enum Rejection {
     /// It hung up, or the system did.
     Gone,
     /// It did not say who it is in time.
@@ -77,54 +77,56 @@ pub(crate) enum Turned {
     Checkout(CheckoutError),
 }
 
-impl From<io::Error> for Turned {
+impl From<io::Error> for Rejection {
     fn from(_: io::Error) -> Self {
-        Turned::Gone
+        Rejection::Gone
     }
 }
 
-impl From<StartupError> for Turned {
+impl From<StartupError> for Rejection {
     fn from(error: StartupError) -> Self {
-        Turned::Packet(error)
+        Rejection::Packet(error)
     }
 }
 
-impl From<ScramError> for Turned {
+impl From<ScramError> for Rejection {
     fn from(error: ScramError) -> Self {
-        Turned::Scram(error)
+        Rejection::Scram(error)
     }
 }
 
-impl fmt::Display for Turned {
+impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Turned::Gone => f.write_str("the client hung up"),
-            Turned::Late => write!(f, "not logged in within {} s", LOGIN_TIMEOUT.as_secs()),
-            Turned::Packet(error) => error.fmt(f),
-            Turned::Handshake(why) => write!(f, "TLS handshake failed: {why}"),
-            Turned::Unencrypted => f.write_str("pgleash lets in encrypted connections only (tls.mode)"),
-            Turned::Scram(error) => error.fmt(f),
-            Turned::Password { user, why } => {
+            Rejection::Gone => f.write_str("the client hung up"),
+            Rejection::Late => write!(f, "not logged in within {} s", LOGIN_TIMEOUT.as_secs()),
+            Rejection::Packet(error) => error.fmt(f),
+            Rejection::Handshake(why) => write!(f, "TLS handshake failed: {why}"),
+            Rejection::Unencrypted => f.write_str("pgleash lets in encrypted connections only (tls.mode)"),
+            Rejection::Scram(error) => error.fmt(f),
+            Rejection::Password { user, why } => {
                 write!(f, "password authentication failed for user {user:?}: {why}")
             }
-            Turned::Unanswered => f.write_str("the server cannot be asked for the password"),
-            Turned::TooManyClients(limit) => {
+            Rejection::Unanswered => f.write_str("the server cannot be asked for the password"),
+            Rejection::TooManyClients(limit) => {
                 write!(f, "too many clients: pool.max_clients = {limit} are connected")
             }
-            Turned::TooManyCallers => f.write_str("too many connections that have not said who they are"),
-            Turned::TooManyPools => f.write_str("too many different databases and users through one pgleash"),
-            Turned::TooManyCancels => f.write_str("too many cancel requests at one time"),
-            Turned::Draining => f.write_str("pgleash is draining"),
+            Rejection::TooManyCallers => f.write_str("too many connections that have not said who they are"),
+            Rejection::TooManyPools => {
+                f.write_str("too many different databases and users through one pgleash")
+            }
+            Rejection::TooManyCancels => f.write_str("too many cancel requests at one time"),
+            Rejection::Draining => f.write_str("pgleash is draining"),
             // Not in the server's words, which hold the value.
-            Turned::Parameters { name, error } => {
+            Rejection::Parameters { name, error } => {
                 let code = match error {
                     CheckoutError::Upstream(error) => error.code().map_or("", |code| code.code()),
                     _ => "",
                 };
                 write!(f, "the server refuses a parameter of the login: {name:?} ({code})")
             }
-            Turned::Checkout(CheckoutError::Upstream(error)) => f.write_str(&describe(error)),
-            Turned::Checkout(error) => error.fmt(f),
+            Rejection::Checkout(CheckoutError::Upstream(error)) => f.write_str(&describe(error)),
+            Rejection::Checkout(error) => error.fmt(f),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a client asks for at its login is tried before it is let in: a server would refuse it there. Floor 4.
+//! What a client asks for at its login is tried before it is let in: a server would refuse it there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio_postgres::error::Severity;
 use crate::pool::pause::Flow;
 use crate::pool::state::{CheckoutError, WatchedPool};
 use crate::process::Hub;
-use crate::proxy::login::caller::Turned;
+use crate::proxy::login::caller::Rejection;
 use crate::proxy::login::greeting::is_alike;
 use crate::proxy::session::set_parameters;
 
@@ -28,32 +28,34 @@ pub(crate) async fn hear(
     pool: &WatchedPool,
     startup: &Startup,
     holder: &Arc<Holder>,
-) -> Result<(), Turned> {
+) -> Result<(), Rejection> {
     let news = news_of(startup, pool);
-    if news.is_empty() || pool.takes(&news) || hub.valve.flow() != Flow::Open {
+    if news.is_empty() || pool.has_accepted(&news) || hub.pause_gate.flow() != Flow::Open {
         return Ok(());
     }
     // Whoever waits for so long in vain has not waited in vain for a connection of its own.
     let patience = PATIENCE.min(hub.config.load().policy.wait_timeout / 2);
     let asking = async {
         let turn = pool.turn_to_ask().await;
-        if pool.takes(&news) {
+        if pool.has_accepted(&news) {
             return None;
         }
-        pool.errand(holder).await.ok().map(|errand| (turn, errand))
+        pool.internal_checkout(holder).await.ok().map(|internal_checkout| (turn, internal_checkout))
     };
-    let Ok(Some((_turn, errand))) = tokio::time::timeout(patience, asking).await else { return Ok(()) };
+    let Ok(Some((_turn, internal_checkout))) = tokio::time::timeout(patience, asking).await else {
+        return Ok(());
+    };
     let vars = hub.shared_vars(startup.settings.clone());
-    match set_parameters(errand.conn(), errand.client(), &vars).await {
+    match set_parameters(internal_checkout.conn(), internal_checkout.client(), &vars).await {
         Ok(()) => {
-            errand.come_home().await;
-            pool.has_taken(news);
+            internal_checkout.release().await;
+            pool.record_accepted(news);
             Ok(())
         }
         Err(error) if is_refusal(&error) => {
             // One transaction, of which nothing is left.
-            errand.come_home().await;
-            Err(Turned::Parameters { name: named_in(&error, &news), error })
+            internal_checkout.release().await;
+            Err(Rejection::Parameters { name: named_in(&error, &news), error })
         }
         // The first statement tells.
         Err(_) => Ok(()),

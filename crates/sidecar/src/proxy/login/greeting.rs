@@ -1,4 +1,4 @@
-//! What a client is told that may come in: the server's parameters as it will find them, and its key. Floor 4.
+//! What a client is told that may come in: the server's parameters as it will find them, and its key.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use tokio_postgres::SimpleQueryMessage;
 
 use crate::pool::state::{CheckoutError, WatchedPool};
 use crate::process::Hub;
-use crate::proxy::clients::session_handle::Shared;
-use crate::proxy::login::caller::Turned;
+use crate::proxy::clients::session_handle::SessionHandle;
+use crate::proxy::login::caller::Rejection;
 use crate::proxy::session::prepare_for;
 
 /// From AuthenticationOk to the first ReadyForQuery.
@@ -20,8 +20,8 @@ pub(crate) async fn greeting(
     pool: &WatchedPool,
     startup: &Startup,
     holder: &Arc<Holder>,
-    shared: &Shared,
-) -> Result<(Vec<u8>, Vars), Turned> {
+    handle: &SessionHandle,
+) -> Result<(Vec<u8>, Vars), Rejection> {
     let mut told = Vars::new();
     let mut greeting = Vec::with_capacity(512);
     if startup.needs_negotiation() {
@@ -39,7 +39,7 @@ pub(crate) async fn greeting(
         message::parameter_status(&mut greeting, name, &value);
         told.insert(name.clone(), value);
     }
-    message::backend_key_data(&mut greeting, holder.session.0, shared.key.bytes());
+    message::backend_key_data(&mut greeting, holder.session.0, handle.key.bytes());
     message::ready_for_query(&mut greeting);
     Ok((greeting, told))
 }
@@ -60,7 +60,7 @@ async fn spell(
     pool: &WatchedPool,
     (name, asked, reported): (&str, &str, &str),
     holder: &Arc<Holder>,
-) -> Result<String, Turned> {
+) -> Result<String, Rejection> {
     if is_alike(asked, reported) {
         return Ok(reported.to_owned());
     }
@@ -68,16 +68,16 @@ async fn spell(
     if let Some(known) = hub.spelling(&key) {
         return Ok(known);
     }
-    let errand = pool.errand(holder).await.map_err(Turned::Checkout)?;
+    let internal_checkout = pool.internal_checkout(holder).await.map_err(Rejection::Checkout)?;
     let question = parameters::spelling(name, asked);
     let asking = async {
-        prepare_for(&question, errand.conn(), errand.client()).await?;
-        errand.client().simple_query(&question).await
+        prepare_for(&question, internal_checkout.conn(), internal_checkout.client()).await?;
+        internal_checkout.client().simple_query(&question).await
     };
     let answer = tokio::time::timeout(Policy::RESET_DEADLINE, asking).await;
-    let answer = answer.map_err(|_| Turned::Checkout(CheckoutError::Stalled))?;
-    errand.come_home().await;
-    let rows = answer.map_err(|error| Turned::Checkout(CheckoutError::Upstream(error)))?;
+    let answer = answer.map_err(|_| Rejection::Checkout(CheckoutError::Stalled))?;
+    internal_checkout.release().await;
+    let rows = answer.map_err(|error| Rejection::Checkout(CheckoutError::Upstream(error)))?;
     let spelled = rows.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
         _ => None,

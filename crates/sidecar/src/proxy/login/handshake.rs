@@ -1,4 +1,4 @@
-//! What comes before a client is believed: first packets, TLS, the proof of its password. Floor 4.
+//! What comes before a client is believed: first packets, TLS, the proof of its password.
 //!
 //! Every read has a bound; the deadline is the caller's.
 
@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::net::stream::Io;
 use crate::process::Hub;
-use crate::proxy::login::caller::{Caller, Turned};
+use crate::proxy::login::caller::{Caller, Rejection};
 use crate::tls::listener::Shown;
 use crate::tls::upstream::ALPN;
 
@@ -20,13 +20,13 @@ const HANDSHAKE: u8 = 0x16;
 
 /// Reads first packets until one is not about encryption. What is let in over TLS is encrypted by then, and so is
 /// who began with it ("SSL Session Encryption", direct negotiation).
-pub(crate) async fn first_packet(hub: &Hub, caller: &mut Caller) -> Result<FirstPacket, Turned> {
+pub(crate) async fn first_packet(hub: &Hub, caller: &mut Caller) -> Result<FirstPacket, Rejection> {
     if let Some(shown) = hub.credentials.shown_to(caller.origin)
         && begins_with_tls(&mut caller.io).await?
     {
         encrypt(caller, shown).await?;
         if !has_agreed(&caller.io) {
-            return Err(Turned::Handshake(
+            return Err(Rejection::Handshake(
                 "direct TLS without the protocol name postgresql (ALPN)".to_owned(),
             ));
         }
@@ -60,7 +60,7 @@ pub(crate) async fn first_packet(hub: &Hub, caller: &mut Caller) -> Result<First
 
 /// Says yes to TLS. What was sent in the clear before the answer would be taken for the client's own words over
 /// TLS (CVE-2021-3935, CVE-2021-23222), and is refused. What comes in the clear later is no handshake.
-async fn accept(io: &mut Io) -> Result<(), Turned> {
+async fn accept(io: &mut Io) -> Result<(), Rejection> {
     if io.has_unread() {
         return Err(StartupError::Malformed(HURRIED).into());
     }
@@ -68,14 +68,14 @@ async fn accept(io: &mut Io) -> Result<(), Turned> {
 }
 
 /// Says no to encryption. What was sent before the answer may be anybody's, and is refused.
-async fn decline(io: &mut Io) -> Result<(), Turned> {
+async fn decline(io: &mut Io) -> Result<(), Rejection> {
     let hurried = io.has_unread();
     io.write_all(b"N").await?;
     if hurried { Err(StartupError::Malformed(HURRIED).into()) } else { Ok(()) }
 }
 
 /// Lets the client prove that it knows the password of `user`; over TLS bound to the channel, if it can.
-pub(crate) async fn prove(hub: &Hub, caller: &mut Caller, user: &str) -> Result<(), Turned> {
+pub(crate) async fn prove(hub: &Hub, caller: &mut Caller, user: &str) -> Result<(), Rejection> {
     let binding = caller.binding.clone();
     let offer: &[&str] = if binding.is_some() { &[scram::PLUS, scram::PLAIN] } else { &[scram::PLAIN] };
     say(&mut caller.io, &message::authentication_sasl(offer)).await?;
@@ -84,7 +84,7 @@ pub(crate) async fn prove(hub: &Hub, caller: &mut Caller, user: &str) -> Result<
     let (mechanism, message) = initial_response(&initial)?;
     let first = ClientFirst::read(mechanism, binding.as_deref(), message)?;
     let known = hub.credentials.verifier(user, &hub.sink).await;
-    let (verifier, why) = known.map_err(|_| Turned::Unanswered)?;
+    let (verifier, why) = known.map_err(|_| Rejection::Unanswered)?;
     let challenge = first.challenge(verifier, rand::random());
     say(&mut caller.io, &message::authentication_sasl_continue(challenge.message())).await?;
 
@@ -93,14 +93,14 @@ pub(crate) async fn prove(hub: &Hub, caller: &mut Caller, user: &str) -> Result<
         Ok(proof) => say(&mut caller.io, &message::authentication_sasl_final(&proof)).await,
         Err(ScramError::Wrong) => {
             hub.credentials.doubt(user);
-            Err(Turned::Password { user: user.to_owned(), why })
+            Err(Rejection::Password { user: user.to_owned(), why })
         }
         Err(error) => Err(error.into()),
     }
 }
 
 /// Only over TCP is TLS spoken directly.
-async fn begins_with_tls(io: &mut Io) -> Result<bool, Turned> {
+async fn begins_with_tls(io: &mut Io) -> Result<bool, Rejection> {
     let mut first = [0];
     match io {
         Io::Tcp(stream) => Ok(stream.peek(&mut first).await? > 0 && first[0] == HANDSHAKE),
@@ -109,12 +109,12 @@ async fn begins_with_tls(io: &mut Io) -> Result<bool, Turned> {
 }
 
 /// The handshake. If it fails, there is nobody left to talk to.
-async fn encrypt(caller: &mut Caller, shown: Shown) -> Result<(), Turned> {
+async fn encrypt(caller: &mut Caller, shown: Shown) -> Result<(), Rejection> {
     let nobody = Io::Tls(Box::new(tokio::io::empty()));
     match std::mem::replace(&mut caller.io, nobody) {
         Io::Tcp(stream) => {
             let accepting = TlsAcceptor::from(shown.config).accept(stream).await;
-            let stream = accepting.map_err(|error| Turned::Handshake(error.to_string()))?;
+            let stream = accepting.map_err(|error| Rejection::Handshake(error.to_string()))?;
             caller.io = Io::Served(Box::new(stream));
             caller.binding = shown.binding;
             Ok(())
@@ -130,14 +130,14 @@ fn has_agreed(io: &Io) -> bool {
     matches!(io, Io::Served(stream) if stream.get_ref().1.alpn_protocol() == Some(ALPN))
 }
 
-async fn say(io: &mut Io, message: &[u8]) -> Result<(), Turned> {
+async fn say(io: &mut Io, message: &[u8]) -> Result<(), Rejection> {
     io.write_all(message).await?;
     io.flush().await?;
     Ok(())
 }
 
 /// The body of a SASLInitialResponse or SASLResponse.
-async fn response(io: &mut Io) -> Result<Vec<u8>, Turned> {
+async fn response(io: &mut Io) -> Result<Vec<u8>, Rejection> {
     /// A mechanism's name and a length come before the first message.
     const MOST: usize = scram::MAX_MESSAGE + 64;
     let mut header = [0; 5];
@@ -145,7 +145,7 @@ async fn response(io: &mut Io) -> Result<Vec<u8>, Turned> {
     let [tag, length @ ..] = header;
     let length = u32::from_be_bytes(length) as usize;
     match (tag, length) {
-        (b'X', _) => Err(Turned::Gone),
+        (b'X', _) => Err(Rejection::Gone),
         (b'p', 4..=MOST) => {
             let mut body = vec![0; length - 4];
             io.read_exact(&mut body).await?;

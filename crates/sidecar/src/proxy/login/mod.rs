@@ -1,4 +1,4 @@
-//! The front door: login, cancel, refusal. Floor 4.
+//! The front door: login, cancel, refusal.
 //!
 //! Every read has a bound and a deadline. How a client comes to be believed is in `entry`.
 
@@ -23,13 +23,13 @@ use crate::pool::pause::Flow;
 use crate::pool::state::{CheckoutError, WatchedPool};
 use crate::process::Hub;
 use crate::proxy::clients::cancel_key::CancelKey;
-use crate::proxy::clients::session_handle::Shared;
-use crate::proxy::login::caller::{Caller, LOGIN_TIMEOUT, Turned};
+use crate::proxy::clients::session_handle::SessionHandle;
+use crate::proxy::login::caller::{Caller, LOGIN_TIMEOUT, Rejection};
 use crate::proxy::login::greeting::greeting;
 use crate::proxy::login::handshake::{first_packet, prove};
 use crate::proxy::relay::buffer::Pipe;
 use crate::proxy::session::final_error::{draining, drop_unread, refusal};
-use crate::proxy::session::{Place, Session};
+use crate::proxy::session::{Session, SessionGuard};
 use crate::upstream::connector::is_unreachable;
 
 /// How long a client that is turned away may take to hear it.
@@ -38,23 +38,23 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// Lets a caller in, and serves it to its end; or passes its cancel request on; or turns it away.
 pub(crate) async fn admit(hub: Arc<Hub>, caller: Caller) {
     // What is needed for the way in is let go of behind the door.
-    let Some(mut session) = Box::pin(let_in(hub, caller)).await else { return };
+    let Some(mut session) = Box::pin(accept_login(hub, caller)).await else { return };
     session.serve().await;
     drop_unread(&session.client);
 }
 
 /// The session of a caller who may come in; nobody else is left waiting.
-async fn let_in(hub: Arc<Hub>, mut caller: Caller) -> Option<Session> {
-    let Some(doorstep) = hub.doorstep() else {
-        side_door(&hub, caller).await;
+async fn accept_login(hub: Arc<Hub>, mut caller: Caller) -> Option<Session> {
+    let Some(pre_auth_limit) = hub.pre_auth_limit() else {
+        cancel_only(&hub, caller).await;
         return None;
     };
-    let first = tokio::time::timeout(LOGIN_TIMEOUT, knock(&hub, &mut caller)).await;
-    drop(doorstep);
-    let (caller, turned) = match first {
+    let first = tokio::time::timeout(LOGIN_TIMEOUT, read_first_packets(&hub, &mut caller)).await;
+    drop(pre_auth_limit);
+    let (caller, rejection) = match first {
         Ok(Ok(FirstPacket::Startup(startup))) => match enter(&hub, caller, startup).await {
             Ok(session) => return Some(session),
-            Err(turned) => turned,
+            Err(rejection) => rejection,
         },
         Ok(Ok(FirstPacket::Cancel { pid, secret })) => {
             cancel(&hub, caller, pid, &secret).await;
@@ -62,10 +62,10 @@ async fn let_in(hub: Arc<Hub>, mut caller: Caller) -> Option<Session> {
         }
         // Answered within first_packet.
         Ok(Ok(FirstPacket::Ssl | FirstPacket::Gss)) => return None,
-        Ok(Err(turned)) => (caller, turned),
-        Err(_) => (caller, Turned::Late),
+        Ok(Err(rejection)) => (caller, rejection),
+        Err(_) => (caller, Rejection::Late),
     };
-    turn_away(&hub, caller, turned).await;
+    reject(&hub, caller, rejection).await;
     None
 }
 
@@ -74,15 +74,15 @@ async fn enter(
     hub: &Arc<Hub>,
     mut caller: Caller,
     mut startup: Startup,
-) -> Result<Session, (Caller, Turned)> {
-    let Some((id, shared)) = hub.enter(CancelKey::new(startup.spoken_minor())) else {
+) -> Result<Session, (Caller, Rejection)> {
+    let Some((id, handle)) = hub.enter(CancelKey::new(startup.spoken_minor())) else {
         let limit = hub.config.load().max_clients;
-        return Err((caller, Turned::TooManyClients(limit)));
+        return Err((caller, Rejection::TooManyClients(limit)));
     };
-    let place = Place { hub: Arc::clone(hub), session: id };
-    let (pool, holder, told, unasked) = match log_in(hub, &mut caller, &mut startup, id, &shared).await {
+    let place = SessionGuard { hub: Arc::clone(hub), session: id };
+    let (pool, holder, told, unasked) = match log_in(hub, &mut caller, &mut startup, id, &handle).await {
         Ok(entered) => entered,
-        Err(turned) => return Err((caller, turned)),
+        Err(rejection) => return Err((caller, rejection)),
     };
     let vars = hub.shared_vars(startup.settings.clone());
     let (told, pool_defaults) =
@@ -93,7 +93,7 @@ async fn enter(
         names: Names::new(pool.library()),
         pool,
         holder,
-        shared,
+        handle,
         client: caller.io,
         up: Pipe::new(Direction::Frontend),
         own: Arc::clone(&vars),
@@ -110,22 +110,22 @@ async fn enter(
 }
 
 /// There is no room at the door. Only a cancel request is let through: it may be what makes room.
-async fn side_door(hub: &Hub, mut caller: Caller) {
-    if let Some(_place) = hub.desk.side_door() {
+async fn cancel_only(hub: &Hub, mut caller: Caller) {
+    if let Some(_place) = hub.cancel_queue.cancel_only() {
         let first = tokio::time::timeout(LAST_WORD, first_packet(hub, &mut caller)).await;
         if let Ok(Ok(FirstPacket::Cancel { pid, secret })) = first {
             return cancel(hub, caller, pid, &secret).await;
         }
     }
-    turn_away(hub, caller, Turned::TooManyCallers).await;
+    reject(hub, caller, Rejection::TooManyCallers).await;
 }
 
 /// What a caller wants; if it wants to be let in, it has proved to be who it says.
-async fn knock(hub: &Hub, caller: &mut Caller) -> Result<FirstPacket, Turned> {
+async fn read_first_packets(hub: &Hub, caller: &mut Caller) -> Result<FirstPacket, Rejection> {
     let first = first_packet(hub, caller).await?;
     if let FirstPacket::Startup(startup) = &first {
         if hub.credentials.demands_tls(caller.origin) && !caller.is_encrypted() {
-            return Err(Turned::Unencrypted);
+            return Err(Rejection::Unencrypted);
         }
         if hub.credentials.demands_password() {
             prove(hub, caller, &startup.user).await?;
@@ -140,10 +140,10 @@ async fn log_in(
     caller: &mut Caller,
     startup: &mut Startup,
     id: SessionId,
-    shared: &Arc<Shared>,
-) -> Result<(WatchedPool, Arc<Holder>, Vars, bool), Turned> {
+    handle: &Arc<SessionHandle>,
+) -> Result<(WatchedPool, Arc<Holder>, Vars, bool), Rejection> {
     if hub.is_draining() {
-        return Err(Turned::Draining);
+        return Err(Rejection::Draining);
     }
     let holder = Arc::new(Holder {
         session: id,
@@ -156,10 +156,11 @@ async fn log_in(
     let mut unasked = false;
     let pool = match hub.known_pool(&key) {
         Some(pool) => {
-            let admission = if hub.valve.flow() == Flow::Open { pool.admission(&holder).await } else { None };
+            let admission =
+                if hub.pause_gate.flow() == Flow::Open { pool.admission(&holder).await } else { None };
             unasked = admission.is_none();
             if let Some(admission) = admission {
-                hub.admits(admission, &key).map_err(Turned::Checkout)?;
+                hub.admits(admission, &key).map_err(Rejection::Checkout)?;
             }
             pool
         }
@@ -168,18 +169,18 @@ async fn log_in(
     let welcome = pool.welcome().unwrap_or_default();
     startup.spell_name(welcome.get("server_version").map_or("", String::as_str));
     check_parameters::hear(hub, &pool, startup, &holder).await?;
-    let (greeting, told) = greeting(hub, &pool, startup, &holder, shared).await?;
+    let (greeting, told) = greeting(hub, &pool, startup, &holder, handle).await?;
     caller.io.write_all(&greeting).await?;
     caller.io.flush().await?;
     Ok((pool, holder, told, unasked))
 }
 
 /// Opens the first connection of a pool: only a server that lets us in makes a pool.
-async fn open_pool(hub: &Arc<Hub>, key: &PoolKey, holder: &Arc<Holder>) -> Result<WatchedPool, Turned> {
-    let pool = hub.new_pool(key).ok_or(Turned::TooManyPools)?;
-    let errand = pool.errand(holder).await.map_err(Turned::Checkout)?;
+async fn open_pool(hub: &Arc<Hub>, key: &PoolKey, holder: &Arc<Holder>) -> Result<WatchedPool, Rejection> {
+    let pool = hub.new_pool(key).ok_or(Rejection::TooManyPools)?;
+    let internal_checkout = pool.internal_checkout(holder).await.map_err(Rejection::Checkout)?;
     let pool = hub.enter_pool(pool);
-    errand.come_home().await;
+    internal_checkout.release().await;
     Ok(pool)
 }
 
@@ -187,58 +188,62 @@ async fn open_pool(hub: &Arc<Hub>, key: &PoolKey, holder: &Arc<Holder>) -> Resul
 /// Whoever asks is told nothing, as Postgres tells nothing.
 async fn cancel(hub: &Hub, caller: Caller, pid: u32, secret: &[u8]) {
     let Some(session) = hub.session(pid, secret) else { return };
-    if !hub.desk.serve(&session).await {
-        turn_away(hub, caller, Turned::TooManyCancels).await;
+    if !hub.cancel_queue.serve(&session).await {
+        reject(hub, caller, Rejection::TooManyCancels).await;
     }
 }
 
-async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
-    let (reason, word) = match &turned {
-        Turned::Gone => return,
-        Turned::Late => (Refusal::LoginTimeout, None),
-        Turned::Packet(error @ StartupError::Unsupported(_) | error @ StartupError::Version(..)) => (
+/// As what a rejection counts, and what the client reads; `None` if nobody is there any more.
+fn answer_to(rejection: &Rejection) -> Option<(Refusal, Option<Vec<u8>>)> {
+    Some(match rejection {
+        Rejection::Gone => return None,
+        Rejection::Late => (Refusal::LoginTimeout, None),
+        Rejection::Packet(error @ StartupError::Unsupported(_) | error @ StartupError::Version(..)) => (
             Refusal::Unsupported,
             Some(message::fatal(SqlState::FeatureNotSupported, &error.to_string(), None)),
         ),
-        Turned::Packet(error @ StartupError::NoUser) => (
+        Rejection::Packet(error @ StartupError::NoUser) => (
             Refusal::Protocol,
             Some(message::fatal(SqlState::InvalidAuthorization, &error.to_string(), None)),
         ),
-        Turned::Packet(error) => {
+        Rejection::Packet(error) => {
             (Refusal::Protocol, Some(message::fatal(SqlState::ProtocolViolation, &error.to_string(), None)))
         }
-        Turned::Handshake(_) => (Refusal::Tls, None),
-        Turned::Unencrypted => {
+        Rejection::Handshake(_) => (Refusal::Tls, None),
+        Rejection::Unencrypted => {
             let hint = "Connect with sslmode=require, or better verify-full.";
             (
                 Refusal::Tls,
-                Some(message::fatal(SqlState::InvalidAuthorization, &turned.to_string(), Some(hint))),
+                Some(message::fatal(SqlState::InvalidAuthorization, &rejection.to_string(), Some(hint))),
             )
         }
-        Turned::Scram(error) => {
+        Rejection::Scram(error) => {
             let state = match error {
                 ScramError::Malformed(_) => SqlState::ProtocolViolation,
                 ScramError::NotBound | ScramError::Wrong => SqlState::InvalidAuthorization,
             };
             (Refusal::Protocol, Some(message::fatal(state, &error.to_string(), None)))
         }
-        Turned::Password { user, .. } => {
+        Rejection::Password { user, .. } => {
             let message = format!("password authentication failed for user \"{user}\"");
             (Refusal::Password, Some(message::fatal(SqlState::InvalidPassword, &message, None)))
         }
-        Turned::Unanswered => {
+        Rejection::Unanswered => {
             let hint = Some("pgleash's log tells why.");
-            (Refusal::Upstream, Some(message::fatal(SqlState::ConnectionFailure, &turned.to_string(), hint)))
+            (
+                Refusal::Upstream,
+                Some(message::fatal(SqlState::ConnectionFailure, &rejection.to_string(), hint)),
+            )
         }
-        Turned::TooManyClients(_) | Turned::TooManyCallers | Turned::TooManyPools => {
+        Rejection::TooManyClients(_) | Rejection::TooManyCallers | Rejection::TooManyPools => {
             let hint = "Raise pool.max_clients, or look for clients that do not disconnect.";
-            let word = message::fatal(SqlState::TooManyConnections, &turned.to_string(), Some(hint));
+            let word = message::fatal(SqlState::TooManyConnections, &rejection.to_string(), Some(hint));
             (Refusal::TooManyClients, Some(word))
         }
-        Turned::TooManyCancels => (Refusal::TooManyClients, None),
-        Turned::Draining => (Refusal::Draining, Some(draining())),
-        Turned::Parameters { error, .. } => (Refusal::Login, Some(refusal(error))),
-        Turned::Checkout(error) => {
+        Rejection::TooManyCancels => (Refusal::TooManyClients, None),
+        Rejection::Draining => (Refusal::Draining, Some(draining())),
+        Rejection::Parameters { error, .. } => (Refusal::Login, Some(refusal(error))),
+        Rejection::Checkout(error) => {
             let reason = match error {
                 CheckoutError::Upstream(error) if !is_unreachable(error) => Refusal::Login,
                 CheckoutError::Refused(..) => Refusal::Login,
@@ -247,8 +252,17 @@ async fn turn_away(hub: &Hub, mut caller: Caller, turned: Turned) {
             };
             (reason, Some(refusal(error)))
         }
-    };
-    hub.sink.emit(Event::ClientRefused { reason, client: caller.from.clone(), detail: turned.to_string() });
+    })
+}
+
+/// Answers somebody who may not come in, and hangs up.
+async fn reject(hub: &Hub, mut caller: Caller, rejection: Rejection) {
+    let Some((reason, word)) = answer_to(&rejection) else { return };
+    hub.sink.emit(Event::ClientRefused {
+        reason,
+        client: caller.from.clone(),
+        detail: rejection.to_string(),
+    });
     if let Some(word) = word {
         let telling = async {
             caller.io.write_all(&word).await?;

@@ -1,4 +1,4 @@
-//! One direction of a relay: a buffer of fixed size between two sockets. Floor 4.
+//! One direction of a relay: a buffer of fixed size between two sockets.
 
 use std::cell::RefCell;
 use std::io;

@@ -1,4 +1,4 @@
-//! Whole conversations both ways between one client and one lent wire. Floor 4.
+//! Whole conversations both ways between one client and one lent wire.
 //!
 //! Bytes move through two buffers of fixed size. Headers are read, bodies are left alone but for the
 //! few that carry state: ReadyForQuery and ParameterStatus from the server, and, in transaction mode,
@@ -17,14 +17,14 @@ use std::time::Duration;
 use pgleash_core::{Moment, Phase, PoolMode};
 use pgleash_wire::frame::Direction;
 use pgleash_wire::parameters::Vars;
-use pgleash_wire::{Beat, Names, Prepared, Reader, Said, Words};
+use pgleash_wire::{ConnActivity, Names, Prepared, Reader, Said, SessionState};
 use tokio::time::Sleep;
 
 use crate::net::stream::Io;
-use crate::proxy::clients::session_handle::{Orders, Shared};
+use crate::proxy::clients::session_handle::{Orders, SessionHandle};
 use crate::proxy::relay::buffer::Pipe;
 use crate::proxy::relay::outcome::{End, Ended, News};
-use crate::upstream::holder_handle::Tether;
+use crate::upstream::holder_handle::HolderState;
 use crate::upstream::wire_lease::Wire;
 
 /// Whether anybody is there to hear the answers.
@@ -66,8 +66,8 @@ pub(crate) struct Relay<'a> {
     pub up: &'a mut Pipe,
     /// The server.
     pub wire: &'a mut Wire,
-    /// What the keeper sees and does.
-    pub tether: &'a Tether,
+    /// What the watchdog sees and does.
+    pub holder_state: &'a HolderState,
     /// What the drain says.
     pub orders: &'a Orders,
     /// The client's parameters.
@@ -77,7 +77,7 @@ pub(crate) struct Relay<'a> {
     /// What the client has prepared, if the connection is shared.
     pub names: Option<&'a mut Names>,
     /// What the client's statements leave behind.
-    pub words: &'a mut Words,
+    pub state: &'a mut SessionState,
     /// What a session's own sequences say is the client's: nobody else's values are on the connection.
     pub own_sequences: bool,
     down: Pipe,
@@ -109,9 +109,9 @@ impl<'a> Relay<'a> {
         client: &'a mut Io,
         up: &'a mut Pipe,
         wire: &'a mut Wire,
-        shared: &'a Shared,
+        shared: &'a SessionHandle,
         (vars, mut names, news, told): (&'a Arc<Vars>, Option<&'a mut Names>, &mut Vec<u8>, Told<'a>),
-        (words, reader): (&'a mut Words, &'a mut Reader),
+        (state, reader): (&'a mut SessionState, &'a mut Reader),
     ) -> Self {
         if let Some(names) = &mut names {
             wire.prepared.begin(names);
@@ -124,14 +124,14 @@ impl<'a> Relay<'a> {
             client,
             up,
             wire,
-            tether: &shared.tether,
+            holder_state: &shared.holder_state,
             orders: &shared.orders,
             vars,
             told,
             names,
             own_sequences: true,
             down,
-            words,
+            state,
             reader,
             said: Vec::new(),
             presence: Presence::Here,
@@ -153,8 +153,8 @@ impl<'a> Relay<'a> {
         let mut told = None;
         let end = poll_fn(|cx| {
             let end = self.poll(cx);
-            if self.words.pinned() != told {
-                told = self.words.pinned();
+            if self.state.pinned() != told {
+                told = self.state.pinned();
                 told.map(News::Pinned).into_iter().for_each(&mut on_news);
             }
             self.said.drain(..).map(News::Said).for_each(&mut on_news);
@@ -163,7 +163,7 @@ impl<'a> Relay<'a> {
         .await;
         // Whatever becomes of the transaction: who parses from now on asks anew.
         if let Some(names) = &mut self.names {
-            self.wire.prepared.transaction_over(self.words.in_transaction(), names);
+            self.wire.prepared.transaction_over(self.state.in_transaction(), names);
         }
         let client_at_boundary = self.down.at_boundary();
         let server_at_boundary = self.up.at_boundary();
@@ -173,11 +173,11 @@ impl<'a> Relay<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        self.tether.waker.register(cx.waker());
+        self.holder_state.waker.register(cx.waker());
         self.now = None;
         (self.client_silent, self.server_silent) = (false, false);
         loop {
-            if self.tether.activity.is_taken() {
+            if self.holder_state.activity.is_taken() {
                 return Poll::Ready(End::Taken);
             }
             if self.orders.is_cut() {
@@ -185,7 +185,7 @@ impl<'a> Relay<'a> {
             }
             match self.step(cx) {
                 // Often the server has nothing more to say then, and the client neither.
-                Ok(true) if self.down.ran_dry() && self.wire.pulse.is_quiet() => {
+                Ok(true) if self.down.ran_dry() && self.wire.protocol.is_quiet() => {
                     if let Some(end) = self.rest() {
                         return Poll::Ready(end);
                     }
@@ -201,8 +201,8 @@ impl<'a> Relay<'a> {
         if self.patience_ends(cx) {
             return Poll::Ready(self.parted());
         }
-        if self.tether.activity.is_asked() && self.client.is_silent() {
-            self.tether.answer();
+        if self.holder_state.activity.is_asked() && self.client.is_silent() {
+            self.holder_state.answer();
         }
         Poll::Pending
     }
@@ -212,7 +212,7 @@ impl<'a> Relay<'a> {
         let down = self.step_down(cx)?;
         // The end of a transaction is not held up by a look at a client that has nothing to say. What it has said,
         // and had to wait, goes on.
-        let over = down && self.wire.pulse.is_quiet() && self.up.unseen().is_empty();
+        let over = down && self.wire.protocol.is_quiet() && self.up.unseen().is_empty();
         let up = !over && self.step_up(cx)?;
         Ok(self.clear_up()? || up || down)
     }
@@ -279,34 +279,34 @@ impl<'a> Relay<'a> {
 
     /// Nothing moves any more for now: is this the end, and if not, what is the client doing?
     fn rest(&mut self) -> Option<End> {
-        let beat = self.wire.pulse.beat();
+        let conn_activity = self.wire.protocol.conn_activity();
         // A frame that is still coming is due something already.
-        if beat == Beat::Quiet && self.up.ends_frame() {
-            self.words.settle();
+        if conn_activity == ConnActivity::Quiet && self.up.ends_frame() {
+            self.state.settle();
             self.wire.prepared.settle();
         }
         let delivered = self.down.is_empty() && self.down.at_boundary() && !self.up.is_draining();
         let whole = self.up.ends_frame();
         if !matches!(self.presence, Presence::Here) {
-            if beat != Beat::InFlight && delivered {
+            if conn_activity != ConnActivity::InFlight && delivered {
                 return Some(self.parted());
             }
-        } else if delivered && whole && beat == Beat::Quiet {
-            if self.words.is_unsettled() {
+        } else if delivered && whole && conn_activity == ConnActivity::Quiet {
+            if self.state.is_unsettled() {
                 return Some(End::Unsettled);
             }
             // With half a header at hand the client is about to speak: it would be lent the next one.
-            if self.words.pinned().is_none() && self.up.unseen().is_empty() {
+            if self.state.pinned().is_none() && self.up.unseen().is_empty() {
                 return Some(End::Quiet);
             }
             if self.orders.is_draining() {
                 return Some(End::Drained);
             }
         }
-        if self.words.holds() && delivered && whole && beat == Beat::InTransaction {
+        if self.state.holds() && delivered && whole && conn_activity == ConnActivity::InTransaction {
             return Some(End::Unsettled);
         }
-        let phase = match phase_of(beat) {
+        let phase = match phase_of(conn_activity) {
             _ if !delivered => Phase::InFlight,
             // The server has half a message, and nothing else to do than to wait for the rest.
             Phase::Held | Phase::InTransaction if !whole => Phase::AwaitsClient,
@@ -322,7 +322,7 @@ impl<'a> Relay<'a> {
     /// Whether there is room for what the client sends, and anybody who may send it.
     fn reads_client(&self) -> bool {
         self.up.has_room()
-            && !self.wire.pulse.is_full()
+            && !self.wire.protocol.is_full()
             && !self.wire.prepared.is_full()
             && matches!(self.presence, Presence::Here | Presence::Leaving(None))
     }
@@ -371,16 +371,16 @@ impl<'a> Relay<'a> {
         let now = pgleash_clock::now();
         self.now = Some(now);
         self.published = phase;
-        self.tether.activity.publish(phase, now).map_err(|_| End::Taken)
+        self.holder_state.activity.publish(phase, now).map_err(|_| End::Taken)
     }
 }
 
-const fn phase_of(beat: Beat) -> Phase {
-    match beat {
-        Beat::Quiet => Phase::Held,
-        Beat::InFlight => Phase::InFlight,
-        Beat::InTransaction => Phase::InTransaction,
-        Beat::AwaitsClient => Phase::AwaitsClient,
+const fn phase_of(conn_activity: ConnActivity) -> Phase {
+    match conn_activity {
+        ConnActivity::Quiet => Phase::Held,
+        ConnActivity::InFlight => Phase::InFlight,
+        ConnActivity::InTransaction => Phase::InTransaction,
+        ConnActivity::AwaitsClient => Phase::AwaitsClient,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Why a relay ends, who may tell it to, and what it tells until then. Floor 4.
+//! Why a relay ends, who may tell it to, and what it tells until then.
 
 use pgleash_core::Pin;
 use pgleash_wire::Said;
@@ -29,7 +29,7 @@ pub(crate) enum End {
     ClientGone,
     /// The server's socket is gone. True if its last word said so.
     ServerGone(bool),
-    /// The keeper has taken the connection.
+    /// The watchdog has taken the connection.
     Taken,
     /// The session was told to leave, and the moment is quiet.
     Drained,

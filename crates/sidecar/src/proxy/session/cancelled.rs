@@ -1,5 +1,5 @@
 //! A statement is cancelled that still waits for a connection: its client is told as the server would tell it, and
-//! nothing of it is sent. Floor 4.
+//! nothing of it is sent.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -16,7 +16,7 @@ impl Session {
     ///
     /// Not cancel safe: a dropped call loses the place in the conversation.
     pub(super) async fn answer_cancelled(&mut self) -> bool {
-        self.shared.stand.rests();
+        self.handle.client_phase.rests();
         let error = message::error(SqlState::QueryCanceled, "canceling statement due to user request");
         // A client may wait for it before it ends its batch.
         if !self.writes(&error).await || !self.drops_batch().await {

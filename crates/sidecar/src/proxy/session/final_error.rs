@@ -1,4 +1,4 @@
-//! What a client is told when its session ends. Floor 4.
+//! What a client is told when its session ends.
 
 use std::mem::MaybeUninit;
 
@@ -65,7 +65,7 @@ pub(crate) fn lost() -> Vec<u8> {
 /// Who asked for a reclaim.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// The keeper.
+    /// The watchdog.
     ByLimit,
     /// An administrator.
     ByHand,

@@ -1,4 +1,4 @@
-//! A client gets a connection, and finds its own session there. Floor 4.
+//! A client gets a connection, and finds its own session there.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -12,7 +12,7 @@ use crate::pool::acquire::settle;
 use crate::pool::checkout::Checkout;
 use crate::pool::job::Plan;
 use crate::pool::state::CheckoutError;
-use crate::proxy::clients::session_handle::{Borrowed, Shared};
+use crate::proxy::clients::session_handle::{Borrowed, SessionHandle};
 use crate::proxy::relay::buffer::Pipe;
 use crate::proxy::relay::reads_sequences;
 use crate::proxy::session::{Session, set_parameters};
@@ -39,7 +39,7 @@ impl Session {
         &mut self,
         mut at_once: Option<Checkout>,
     ) -> Result<Borrowed, CheckoutError> {
-        self.shared.stand.waits();
+        self.handle.client_phase.waits();
         let checkout = loop {
             let borrowed = match at_once.take() {
                 Some(checkout) => Borrowed::Lent(checkout),
@@ -65,11 +65,11 @@ impl Session {
 
     /// A connection that comes free, as it is; or what became of the client meanwhile.
     async fn wait(&mut self) -> Result<Borrowed, CheckoutError> {
-        let waiting = pin!(self.pool.checkout(&self.holder, &self.shared.tether, &self.vars));
+        let waiting = pin!(self.pool.checkout(&self.holder, &self.handle.holder_state, &self.vars));
         tokio::select! {
             biased;
             checkout = waiting => checkout.map(Borrowed::Lent),
-            left = gone(&mut self.client, &mut self.up, &self.shared) => Ok(left),
+            left = gone(&mut self.client, &mut self.up, &self.handle) => Ok(left),
         }
     }
 
@@ -84,14 +84,14 @@ impl Session {
 }
 
 /// Resolves when the client hangs up or cancels, or the session is told to leave, while it waits in the queue.
-async fn gone(client: &mut Io, up: &mut Pipe, shared: &Shared) -> Borrowed {
+async fn gone(client: &mut Io, up: &mut Pipe, handle: &SessionHandle) -> Borrowed {
     poll_fn(|cx| {
-        shared.tether.waker.register(cx.waker());
+        handle.holder_state.waker.register(cx.waker());
         loop {
-            if shared.orders.is_cut() {
+            if handle.orders.is_cut() {
                 return Poll::Ready(Borrowed::Gone);
             }
-            if shared.stand.is_cancelled() {
+            if handle.client_phase.is_cancelled() {
                 return Poll::Ready(Borrowed::Cancelled);
             }
             if !up.has_room() {

@@ -1,4 +1,4 @@
-//! One client's life: wait for a statement, borrow a connection, relay, give it back. Floor 4.
+//! One client's life: wait for a statement, borrow a connection, relay, give it back.
 
 pub(crate) mod cancelled;
 pub(crate) mod final_error;
@@ -18,7 +18,7 @@ use pgleash_wire::frame::Direction;
 use pgleash_wire::message::SqlState;
 use pgleash_wire::parameters::Vars;
 use pgleash_wire::session_query::Defaults;
-use pgleash_wire::{Beat, Names, Reader, Said, Touched, Words, message};
+use pgleash_wire::{ConnActivity, Names, Reader, Said, SessionState, Touched, message};
 use tokio::io::AsyncWriteExt;
 
 use crate::net::stream::Io;
@@ -26,7 +26,7 @@ use crate::pool::checkout::Checkout;
 use crate::pool::job::Plan;
 use crate::pool::state::{CheckoutError, WatchedPool};
 use crate::process::Hub;
-use crate::proxy::clients::session_handle::{Borrowed, Shared};
+use crate::proxy::clients::session_handle::{Borrowed, SessionHandle};
 use crate::proxy::relay::buffer::Pipe;
 use crate::proxy::relay::outcome::{End, Ended, News};
 use crate::proxy::relay::{Relay, Returns, Told, wanted_up};
@@ -34,13 +34,13 @@ use crate::proxy::session::final_error::{Asked, draining, lost, reclaimed, refus
 use crate::upstream::server_conn::ServerConn;
 use crate::upstream::wire_lease::Wire;
 
-pub(crate) use crate::proxy::clients::phase::{Found, Stand};
+pub(crate) use crate::proxy::clients::phase::{ClientPhase, Found};
 pub(crate) use crate::proxy::session::settle::{prepare_for, set_parameters};
 
 /// A logged-in client.
 pub(crate) struct Session {
     /// Its place among the clients, until nothing more is done for it.
-    pub place: Option<Place>,
+    pub place: Option<SessionGuard>,
     /// The process it lives in.
     pub hub: Arc<Hub>,
     /// Where its connections come from.
@@ -48,7 +48,7 @@ pub(crate) struct Session {
     /// Who it is.
     pub holder: Arc<Holder>,
     /// What others can reach of it.
-    pub shared: Arc<Shared>,
+    pub handle: Arc<SessionHandle>,
     /// Its socket.
     pub client: Io,
     /// What it has sent and nobody has looked at.
@@ -105,7 +105,7 @@ impl Session {
 
     /// From a statement's beginning to the end of the checkout; whether the session goes on.
     async fn work(&mut self) -> bool {
-        let at_once = self.pool.checkout_at_once(&self.holder, &self.shared.tether, &self.vars);
+        let at_once = self.pool.checkout_at_once(&self.holder, &self.handle.holder_state, &self.vars);
         let borrowed = match at_once {
             Some(checkout) if self.is_ready(&checkout) => Ok(Borrowed::Lent(checkout)),
             // On the heap, as it is the exception, and large.
@@ -127,13 +127,13 @@ impl Session {
         let mode = self.hub.mode;
         let begins = |up: &Pipe| up.can_cut(|tag| wanted_up(mode, tag));
         poll_fn(|cx| {
-            self.shared.tether.waker.register(cx.waker());
-            if self.shared.orders.is_draining() {
+            self.handle.holder_state.waker.register(cx.waker());
+            if self.handle.orders.is_draining() {
                 return Poll::Ready(Idle::Told);
             }
-            match poll_word(&mut self.up, &mut self.client, begins, cx) {
-                Poll::Ready(Word::Statement) => Poll::Ready(Idle::Spoke),
-                Poll::Ready(Word::Goodbye) => Poll::Ready(Idle::Left),
+            match poll_next_message(&mut self.up, &mut self.client, begins, cx) {
+                Poll::Ready(NextMessage::Statement) => Poll::Ready(Idle::Spoke),
+                Poll::Ready(NextMessage::Goodbye) => Poll::Ready(Idle::Left),
                 Poll::Pending => {
                     self.up.shrink();
                     Poll::Pending
@@ -154,36 +154,37 @@ impl Session {
         conn.is_used_by(self.holder.session.0);
         let temporary = self.makes_temporary(&conn);
         // By itself, or this call would be large enough to make its place on the heap hard to find.
-        let mut words = Box::new(Words::new(self.hub.mode, std::mem::take(&mut self.prepared), temporary));
+        let mut state =
+            Box::new(SessionState::new(self.hub.mode, std::mem::take(&mut self.prepared), temporary));
         loop {
-            let Ok(mut wire) = conn.switch.lend_again() else {
+            let Ok(mut wire) = conn.wire_lease.lend_again() else {
                 checkout.recycle(None, Plan::Lost, Resolution::ServerLost, None);
                 Box::pin(self.last_word(&lost())).await;
                 return false;
             };
-            if !self.shared.stand.has(&conn) {
-                self.prepared = words.into_prepared();
-                match self.shared.tether.activity.finish() {
-                    Ok(_) => checkout.come_home(wire),
+            if !self.handle.client_phase.has(&conn) {
+                self.prepared = state.into_prepared();
+                match self.handle.holder_state.activity.finish() {
+                    Ok(_) => checkout.release(wire),
                     Err(_) => checkout.recycle(Some(wire), Plan::Reset, Resolution::Returned, None),
                 }
                 return Box::pin(self.answer_cancelled()).await;
             }
             self.catch_up(&mut wire);
-            let ended = self.relay(&checkout, &mut wire, &mut words, own_sequences).await;
-            self.reads_sequences |= words.reads_sequences();
+            let ended = self.relay(&checkout, &mut wire, &mut state, own_sequences).await;
+            self.reads_sequences |= state.reads_sequences();
             match ended.end {
-                End::Quiet if self.shared.tether.activity.finish().is_ok() => {
-                    self.prepared = words.into_prepared();
-                    checkout.come_home(wire);
+                End::Quiet if self.handle.holder_state.activity.finish().is_ok() => {
+                    self.prepared = state.into_prepared();
+                    checkout.release(wire);
                     return true;
                 }
                 end @ (End::Unsettled | End::Sequences) => {
                     let asked = if end == End::Unsettled {
-                        Box::pin(self.settle(&checkout, wire, &mut words)).await
+                        Box::pin(self.settle(&checkout, wire, &mut state)).await
                     } else {
                         own_sequences = true;
-                        conn.switch.give_back(wire);
+                        conn.wire_lease.give_back(wire);
                         Box::pin(self.forget_sequences(&checkout)).await
                     };
                     if let Err(error) = asked {
@@ -193,12 +194,12 @@ impl Session {
                     }
                 }
                 End::Quiet | End::Taken => {
-                    mark(&conn, &words);
+                    mark(&conn, &state);
                     Box::pin(self.lose(checkout, wire, &ended)).await;
                     return false;
                 }
                 _ => {
-                    mark(&conn, &words);
+                    mark(&conn, &state);
                     Box::pin(self.part(checkout, wire, ended)).await;
                     return false;
                 }
@@ -211,30 +212,30 @@ impl Session {
         &mut self,
         checkout: &Checkout,
         wire: &mut Wire,
-        words: &mut Words,
+        state: &mut SessionState,
         own_sequences: bool,
     ) -> Ended {
         let ended = {
-            let Self { hub, client, up, shared, vars, names, reader, news, told, own, greeted, .. } =
+            let Self { hub, client, up, handle, vars, names, reader, news, told, own, greeted, .. } =
                 &mut *self;
             let returns = Returns { own, greeted, defaults: &checkout.conn().defaults.values };
             let names = (hub.mode == PoolMode::Transaction).then_some(names);
             let told = Told { told, returns };
             let mut relay =
-                Relay::new(client, up, wire, shared, (vars, names, news, told), (&mut *words, reader));
+                Relay::new(client, up, wire, handle, (vars, names, news, told), (&mut *state, reader));
             relay.own_sequences = own_sequences;
             relay.run(|news| tell(checkout, news)).await
         };
-        self.shared.stand.rests();
+        self.handle.client_phase.rests();
         ended
     }
 
     /// The client's last checkout ends, for any reason but a reclaim.
     async fn part(&mut self, checkout: Checkout, wire: Box<Wire>, ended: Ended) {
-        if self.shared.tether.activity.finish().is_err() {
+        if self.handle.holder_state.activity.finish().is_err() {
             return self.lose(checkout, wire, &ended).await;
         }
-        let quiet = wire.pulse.is_quiet() && ended.server_at_boundary;
+        let quiet = wire.protocol.is_quiet() && ended.server_at_boundary;
         let certain = match ended.end {
             _ if quiet => None,
             End::ClientGone => Some(Reason::Orphaned),
@@ -247,7 +248,9 @@ impl Session {
                 (Plan::Lost, Resolution::ServerLost)
             }
             End::Lost => (Plan::Close, Resolution::Disconnected),
-            _ => (plan_for(wire.pulse.beat(), ended.server_at_boundary), Resolution::Disconnected),
+            _ => {
+                (plan_for(wire.protocol.conn_activity(), ended.server_at_boundary), Resolution::Disconnected)
+            }
         };
         checkout.recycle(Some(wire), plan, resolution, certain);
         let word = self.word_for(&ended.end);
@@ -277,11 +280,11 @@ impl Session {
         }
     }
 
-    /// The keeper has taken the connection: send it to be cleaned, tell the client why, and watch
+    /// The watchdog has taken the connection: send it to be cleaned, tell the client why, and watch
     /// whether the client would have needed it.
     async fn lose(&mut self, checkout: Checkout, wire: Box<Wire>, ended: &Ended) {
         let Some((reason, evidence)) = checkout.reclaimed_for() else { return };
-        let plan = plan_for(wire.pulse.beat(), ended.server_at_boundary);
+        let plan = plan_for(wire.protocol.conn_activity(), ended.server_at_boundary);
         checkout.recycle(Some(wire), plan, Resolution::Reclaimed, None);
         let taken = pgleash_clock::now();
         if ended.client_at_boundary {
@@ -299,8 +302,8 @@ impl Session {
         let Some(_place) = hub.linger() else { return };
         // What had come before the taking, such as half a statement, says nothing.
         self.up = Pipe::new(Direction::Frontend);
-        let speaking = poll_fn(|cx| poll_word(&mut self.up, &mut self.client, |_| true, cx));
-        if let Ok(Word::Statement) = tokio::time::timeout(Hub::LINGER, speaking).await {
+        let speaking = poll_fn(|cx| poll_next_message(&mut self.up, &mut self.client, |_| true, cx));
+        if let Ok(NextMessage::Statement) = tokio::time::timeout(Hub::LINGER, speaking).await {
             self.pool.regretted(reason, evidence, pgleash_clock::now().since(taken));
         }
     }
@@ -330,25 +333,25 @@ impl Session {
 }
 
 /// A place among the clients, given up on drop.
-pub(crate) struct Place {
+pub(crate) struct SessionGuard {
     /// Whose clients.
     pub hub: Arc<Hub>,
     /// Which one.
     pub session: SessionId,
 }
 
-impl Drop for Place {
+impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.hub.forget(self.session);
     }
 }
 
 /// What stays of a client on a connection that it leaves, and no reset ends.
-fn mark(conn: &ServerConn, words: &Words) {
-    if words.pins().has(Pins::of(Pin::Load)) {
+fn mark(conn: &ServerConn, state: &SessionState) {
+    if state.pins().has(Pins::of(Pin::Load)) {
         conn.loaded.store(true, Ordering::Relaxed);
     }
-    if words.ran().has(Pins::SEEDS) {
+    if state.ran().has(Pins::SEEDS) {
         conn.seeded.store(true, Ordering::Relaxed);
     }
 }
@@ -363,38 +366,38 @@ fn tell(checkout: &Checkout, news: News) {
 }
 
 /// A client's next word.
-enum Word {
+enum NextMessage {
     Statement,
     /// Terminate, or the end of its socket.
     Goodbye,
 }
 
 /// `begins` says whether what has come so far is a statement's beginning.
-fn poll_word(
+fn poll_next_message(
     up: &mut Pipe,
     client: &mut Io,
     begins: impl Fn(&Pipe) -> bool,
     cx: &mut Context<'_>,
-) -> Poll<Word> {
+) -> Poll<NextMessage> {
     loop {
         match up.unseen().first() {
-            Some(b'X') => return Poll::Ready(Word::Goodbye),
-            Some(_) if begins(up) => return Poll::Ready(Word::Statement),
+            Some(b'X') => return Poll::Ready(NextMessage::Goodbye),
+            Some(_) if begins(up) => return Poll::Ready(NextMessage::Statement),
             _ => {}
         }
         match std::task::ready!(up.poll_fill(cx, client)) {
-            Ok(0) | Err(_) => return Poll::Ready(Word::Goodbye),
+            Ok(0) | Err(_) => return Poll::Ready(NextMessage::Goodbye),
             Ok(_) => {}
         }
     }
 }
 
 /// How to clean a connection that was left like this.
-fn plan_for(beat: Beat, server_at_boundary: bool) -> Plan {
-    match beat {
+fn plan_for(conn_activity: ConnActivity, server_at_boundary: bool) -> Plan {
+    match conn_activity {
         _ if !server_at_boundary => Plan::Close,
-        Beat::Quiet | Beat::InTransaction => Plan::Reset,
-        Beat::InFlight => Plan::Cancel,
-        Beat::AwaitsClient => Plan::Close,
+        ConnActivity::Quiet | ConnActivity::InTransaction => Plan::Reset,
+        ConnActivity::InFlight => Plan::Cancel,
+        ConnActivity::AwaitsClient => Plan::Close,
     }
 }

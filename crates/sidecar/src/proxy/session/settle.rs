@@ -1,4 +1,4 @@
-//! A client's session on the connection that it has: what is to be set there, and what its statements have changed. Floor 4.
+//! A client's session on the connection that it has: what is to be set there, and what its statements have changed.
 //!
 //! Two images are made equal. The client's is `Session::vars`: what it has set, over the server's defaults. The
 //! connection's is what is applied to it. Statements only say what may have changed; the server says what has.
@@ -11,7 +11,7 @@ use deadpool_postgres::ClientWrapper;
 use pgleash_core::{Pin, Pins, PoolMode};
 use pgleash_wire::parameters::Vars;
 use pgleash_wire::session_query::Seen;
-use pgleash_wire::{Words, message, parameters, session_query};
+use pgleash_wire::{SessionState, message, parameters, session_query};
 
 use crate::pool::checkout::Checkout;
 use crate::pool::defaults::{columns, rows};
@@ -75,42 +75,46 @@ impl Session {
         &mut self,
         checkout: &Checkout,
         mut wire: Box<Wire>,
-        words: &mut Words,
+        state: &mut SessionState,
     ) -> Result<(), CheckoutError> {
-        wire.keeps = words.verifiable().has(Pins::of(Pin::Listen));
-        let in_transaction = wire.pulse.in_transaction();
+        wire.keeps = state.verifiable().has(Pins::of(Pin::Listen));
+        let in_transaction = wire.protocol.in_transaction();
         let current = Arc::clone(&wire.current);
         let conn = Arc::clone(checkout.conn());
-        conn.switch.give_back(wire);
+        conn.wire_lease.give_back(wire);
         if in_transaction {
-            self.restore_within(checkout, words).await?;
-            words.restored();
+            self.restore_within(checkout, state).await?;
+            state.restored();
             return Ok(());
         }
-        let seen = match self.as_reported(words, &current) {
+        let seen = match self.as_reported(state, &current) {
             Some(seen) => seen,
-            None => self.look(checkout, words).await?,
+            None => self.look(checkout, state).await?,
         };
-        self.learn(&conn, words, &seen);
-        let hides = words.ran().has(Pins::HIDES) || seen.unreadable;
-        let unmovable = words.touched().any(|name| {
+        self.learn(&conn, state, &seen);
+        let hides = state.ran().has(Pins::HIDES) || seen.unreadable;
+        let unmovable = state.touched().any(|name| {
             UNMOVABLE.contains(&name.as_str()) && seen.set_to(name, &self.pool.key().user).is_some()
         });
         let setting = if hides || unmovable { Pins::of(Pin::Setting) } else { Pins::default() };
-        words.settled(seen.there.and(setting));
+        state.settled(seen.there.and(setting));
         set_parameters(&conn, checkout.client(), &self.wanted_on(&conn)).await
     }
 
     /// Parameters that the client has set back within its transaction are its own there, too.
-    async fn restore_within(&mut self, checkout: &Checkout, words: &Words) -> Result<(), CheckoutError> {
-        if words.is_back_undone() {
+    async fn restore_within(
+        &mut self,
+        checkout: &Checkout,
+        state: &SessionState,
+    ) -> Result<(), CheckoutError> {
+        if state.is_back_undone() {
             return Ok(());
         }
         let conn = checkout.conn();
         let mut sql = String::new();
         for (name, value) in &self.own_on(conn) {
-            let is_local = words.resets_locally(name);
-            if !is_local && !words.resets(name) {
+            let is_local = state.resets_locally(name);
+            if !is_local && !state.resets(name) {
                 continue;
             }
             // A role is set and reset by the same statements; it is the client's own at the end of the transaction.
@@ -134,22 +138,22 @@ impl Session {
     }
 
     /// What the server has reported already, if that is all that has to be known.
-    fn as_reported(&self, words: &Words, current: &Vars) -> Option<Seen> {
+    fn as_reported(&self, state: &SessionState, current: &Vars) -> Option<Seen> {
         let asks = Pins::PARAMETERS.without(Pins::TOUCHES).and(Pins::SEEDS);
-        if words.ran().has(asks) || words.is_undone() || !words.verifiable().is_empty() {
+        if state.ran().has(asks) || state.is_undone() || !state.verifiable().is_empty() {
             return None;
         }
         let mut seen = Seen::default();
-        for name in words.touched() {
+        for name in state.touched() {
             let value = current.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?.1;
             seen.values.insert(name.clone(), Some(value.clone()));
         }
         Some(seen)
     }
 
-    async fn look(&mut self, checkout: &Checkout, words: &Words) -> Result<Seen, CheckoutError> {
-        let ran = words.ran();
-        let mut names: BTreeSet<String> = words.touched().cloned().collect();
+    async fn look(&mut self, checkout: &Checkout, state: &SessionState) -> Result<Seen, CheckoutError> {
+        let ran = state.ran();
+        let mut names: BTreeSet<String> = state.touched().cloned().collect();
         if ran.has(Pins::TOUCHES_ALL) {
             let dotted = |name: &&String| name.contains('.');
             names.extend(self.vars.keys().filter(dotted).cloned());
@@ -157,12 +161,12 @@ impl Session {
             names.extend([session_query::ROLE, session_query::AUTHORIZATION].map(str::to_owned));
         }
         let touches = !names.is_empty() || ran.has(Pins::PARAMETERS);
-        let sources = touches && (ran.has(Pins::TOUCHES_ALL.and(Pins::RESETS)) || words.is_undone());
+        let sources = touches && (ran.has(Pins::TOUCHES_ALL.and(Pins::RESETS)) || state.is_undone());
         let seed = ran.has(Pins::SEEDS).then(|| rand::random_range(-1.0..1.0));
-        let sql = session_query::question(&names, sources, !words.verifiable().is_empty(), seed);
+        let sql = session_query::question(&names, sources, !state.verifiable().is_empty(), seed);
         let rows = match answered(rows(checkout.client(), &sql)).await {
             Err(error) if error.is_from_server() && acquire::settle(checkout.client()).await => {
-                return self.unseen(checkout, words).await;
+                return self.unseen(checkout, state).await;
             }
             rows => rows?,
         };
@@ -172,18 +176,18 @@ impl Session {
     }
 
     /// The server does not answer the question: what may be there is taken to be there.
-    async fn unseen(&mut self, checkout: &Checkout, words: &Words) -> Result<Seen, CheckoutError> {
+    async fn unseen(&mut self, checkout: &Checkout, state: &SessionState) -> Result<Seen, CheckoutError> {
         answered(checkout.client().batch_execute("ROLLBACK")).await?;
-        Ok(Seen { there: words.verifiable(), unreadable: true, ..Seen::default() })
+        Ok(Seen { there: state.verifiable(), unreadable: true, ..Seen::default() })
     }
 
     /// Makes both images true to what the server says.
-    fn learn(&mut self, conn: &ServerConn, words: &Words, seen: &Seen) {
+    fn learn(&mut self, conn: &ServerConn, state: &SessionState, seen: &Seen) {
         let mut applied = (*conn.applied()).clone();
         let mut vars = (*self.vars).clone();
         let (missing, user) = (self.defaults.missing_in(&conn.defaults), &self.pool.key().user);
-        let mut names: BTreeSet<&str> = words.touched().map(String::as_str).collect();
-        if words.ran().has(Pins::TOUCHES_ALL) && !seen.unreadable {
+        let mut names: BTreeSet<&str> = state.touched().map(String::as_str).collect();
+        if state.ran().has(Pins::TOUCHES_ALL) && !seen.unreadable {
             names.extend(seen.values.keys().map(String::as_str));
             names.extend(self.vars.keys().map(String::as_str));
             applied.retain(|name, _| seen.set_to(name, user).is_some());
@@ -193,7 +197,7 @@ impl Session {
                 Some(value) => {
                     applied.insert(name.to_owned(), value.to_owned());
                     // A parameter that the server does not list is empty when it is set back.
-                    let is_back = value.is_empty() && name.contains('.') && words.resets(name);
+                    let is_back = value.is_empty() && name.contains('.') && state.resets(name);
                     let value = self.own.get(name).filter(|_| is_back).map_or(value, String::as_str);
                     // What is set only since the defaults are others here is not the client's doing.
                     let is_missing =

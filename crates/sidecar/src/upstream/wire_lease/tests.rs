@@ -53,30 +53,30 @@ async fn hear(server: &mut (impl AsyncReadExt + Unpin)) -> u8 {
 }
 
 /// A switch at home whose login is over, with the stream tokio-postgres would have.
-async fn logged_in() -> (Switch, HomeEnd, DuplexStream) {
-    let switch = Switch::new();
+async fn logged_in() -> (WireLease, HomeEnd, DuplexStream) {
+    let wire_lease = WireLease::new();
     let (io, mut server) = transport();
-    let mut home = switch.attach(io, ChannelBinding::none());
+    let mut home = wire_lease.attach(io, ChannelBinding::none());
     server.write_all(&welcome()).await.unwrap();
     let mut heard = vec![0; welcome().len()];
     home.read_exact(&mut heard).await.unwrap();
-    let login = switch.take_login().expect("the server said that it is ready");
+    let login = wire_lease.take_login().expect("the server said that it is ready");
     assert_eq!((login.backend_pid, login.cancel_key.as_slice()), (77, &[1, 2, 3, 4][..]));
     assert_eq!(login.parameters["server_version"], "15.0");
-    (switch, home, server)
+    (wire_lease, home, server)
 }
 
 /// A client of tokio-postgres on a switch.
 struct Connected<S> {
-    switch: Switch,
+    wire_lease: WireLease,
     client: Client,
     task: JoinHandle<()>,
     server: S,
 }
 
 async fn connected<S: AsyncReadExt + AsyncWriteExt + Unpin>(io: Io, mut server: S) -> Connected<S> {
-    let switch = Switch::new();
-    let home = switch.attach(io, ChannelBinding::none());
+    let wire_lease = WireLease::new();
+    let home = wire_lease.attach(io, ChannelBinding::none());
     let mut config = Config::new();
     config.user("app");
     let serving = async {
@@ -87,9 +87,9 @@ async fn connected<S: AsyncReadExt + AsyncWriteExt + Unpin>(io: Io, mut server: 
     let (connected, ()) = tokio::join!(config.connect_raw(home, NoTls), serving);
     let (client, connection) = connected.unwrap();
     let task = tokio::spawn(async move { drop(connection.await) });
-    assert!(switch.take_login().is_some());
-    assert!(switch.take_login().is_none(), "only once");
-    Connected { switch, client, task, server }
+    assert!(wire_lease.take_login().is_some());
+    assert!(wire_lease.take_login().is_none(), "only once");
+    Connected { wire_lease, client, task, server }
 }
 
 impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Connected<S> {
@@ -101,18 +101,18 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Connected<S> {
         };
         let (served, ()) = tokio::join!(self.client.simple_query("SELECT"), serving);
         served.unwrap();
-        settles(|| self.switch.is_quiet_at_home()).await;
+        settles(|| self.wire_lease.is_quiet_at_home()).await;
     }
 
     /// One statement of a relay on the lent wire.
     async fn relays(&mut self, wire: &mut Wire, ready: &[u8]) {
         wire.io.write_all(&message(b'Q', b"BEGIN\0")).await.unwrap();
-        wire.pulse.sent(b'Q');
+        wire.protocol.sent(b'Q');
         assert_eq!(hear(&mut self.server).await, b'Q');
         self.server.write_all(ready).await.unwrap();
         let mut answer = [0; 6];
         wire.io.read_exact(&mut answer).await.unwrap();
-        wire.pulse.received(b'Z', Some(answer[5]));
+        wire.protocol.received(b'Z', Some(answer[5]));
     }
 }
 
@@ -143,37 +143,37 @@ async fn home_gets_whole_frames_only() {
 
 #[tokio::test]
 async fn a_wire_that_is_not_quiet_is_not_lent() {
-    let switch = Switch::new();
-    assert_eq!(switch.lend().err(), Some(NotLent::NotHome), "nothing was attached");
+    let wire_lease = WireLease::new();
+    assert_eq!(wire_lease.lend().err(), Some(NotLent::NotHome), "nothing was attached");
     let (io, _server) = transport();
-    let home = switch.attach(io, ChannelBinding::none());
-    assert_eq!(switch.lend().err(), Some(NotLent::NotQuiet), "login is not over");
+    let home = wire_lease.attach(io, ChannelBinding::none());
+    assert_eq!(wire_lease.lend().err(), Some(NotLent::NotQuiet), "login is not over");
     drop(home);
-    assert_eq!(switch.lend().err(), Some(NotLent::NotHome), "its owner has dropped it");
+    assert_eq!(wire_lease.lend().err(), Some(NotLent::NotHome), "its owner has dropped it");
 
-    let (switch, mut home, mut server) = logged_in().await;
-    assert_eq!(switch.look(), Ok(()));
+    let (wire_lease, mut home, mut server) = logged_in().await;
+    assert_eq!(wire_lease.look(), Ok(()));
     home.write_all(&message(b'Q', b"SELECT\0")[..3]).await.unwrap();
-    assert_eq!(switch.lend().err(), Some(NotLent::NotQuiet), "half a header was sent");
+    assert_eq!(wire_lease.lend().err(), Some(NotLent::NotQuiet), "half a header was sent");
     home.write_all(&message(b'Q', b"SELECT\0")[3..]).await.unwrap();
-    assert_eq!(switch.lend().err(), Some(NotLent::NotQuiet), "an answer is owed");
+    assert_eq!(wire_lease.lend().err(), Some(NotLent::NotQuiet), "an answer is owed");
     server.write_all(&[DONE, READY_IN_BLOCK].concat()).await.unwrap();
     home.read_exact(&mut vec![0; DONE.len() + READY.len()]).await.unwrap();
-    assert!(switch.in_transaction_at_home());
-    assert_eq!(switch.lend().err(), Some(NotLent::NotQuiet), "a transaction is open");
+    assert!(wire_lease.in_transaction_at_home());
+    assert_eq!(wire_lease.lend().err(), Some(NotLent::NotQuiet), "a transaction is open");
     home.write_all(&message(b'Q', b"COMMIT\0")).await.unwrap();
     server.write_all(&[DONE, READY].concat()).await.unwrap();
     home.read_exact(&mut [0; 4]).await.unwrap();
-    assert_eq!(switch.lend().err(), Some(NotLent::NotQuiet), "home has not heard all of it");
+    assert_eq!(wire_lease.lend().err(), Some(NotLent::NotQuiet), "home has not heard all of it");
     home.read_exact(&mut vec![0; DONE.len() + READY.len() - 4]).await.unwrap();
 
-    let wire = switch.lend().map_err(|_| "quiet again").unwrap();
-    assert_eq!(switch.lend().err(), Some(NotLent::NotHome), "it is lent");
-    assert_eq!(switch.look(), Err(NotLent::NotHome));
+    let wire = wire_lease.lend().map_err(|_| "quiet again").unwrap();
+    assert_eq!(wire_lease.lend().err(), Some(NotLent::NotHome), "it is lent");
+    assert_eq!(wire_lease.look(), Err(NotLent::NotHome));
     assert!(home.read(&mut [0; 8]).now_or_never().is_none(), "home waits while it is lent");
     assert!(home.write(b"X").now_or_never().is_none());
-    switch.give_back(wire);
-    assert_eq!(switch.look(), Ok(()));
+    wire_lease.give_back(wire);
+    assert_eq!(wire_lease.look(), Ok(()));
 }
 
 #[tokio::test]
@@ -182,10 +182,10 @@ async fn a_wire_lent_and_given_back_goes_on() {
     let mut scene = connected(io, server).await;
     for _ in 0..3 {
         scene.is_served().await;
-        let mut wire = scene.switch.lend().map_err(|_| "quiet").unwrap();
+        let mut wire = scene.wire_lease.lend().map_err(|_| "quiet").unwrap();
         scene.relays(&mut wire, READY).await;
-        scene.switch.give_back(wire);
-        assert!(scene.switch.is_quiet_at_home());
+        scene.wire_lease.give_back(wire);
+        assert!(scene.wire_lease.is_quiet_at_home());
     }
     scene.is_served().await;
 }
@@ -194,28 +194,28 @@ async fn a_wire_lent_and_given_back_goes_on() {
 async fn a_transaction_left_open_by_the_relay_is_known_and_ended_at_home() {
     let (io, server) = transport();
     let mut scene = connected(io, server).await;
-    let mut wire = scene.switch.lend().map_err(|_| "quiet").unwrap();
+    let mut wire = scene.wire_lease.lend().map_err(|_| "quiet").unwrap();
     scene.relays(&mut wire, READY_IN_BLOCK).await;
-    scene.switch.give_back(wire);
-    assert!(scene.switch.in_transaction_at_home());
-    assert_eq!(scene.switch.look(), Err(NotLent::NotQuiet));
+    scene.wire_lease.give_back(wire);
+    assert!(scene.wire_lease.in_transaction_at_home());
+    assert_eq!(scene.wire_lease.look(), Err(NotLent::NotQuiet));
     scene.is_served().await; // ROLLBACK
-    assert!(scene.switch.lend().is_ok());
+    assert!(scene.wire_lease.lend().is_ok());
 }
 
 #[tokio::test]
 async fn a_statement_of_home_waits_for_the_wire() {
     let (io, server) = transport();
     let mut scene = connected(io, server).await;
-    let wire = scene.switch.lend().map_err(|_| "quiet").unwrap();
+    let wire = scene.wire_lease.lend().map_err(|_| "quiet").unwrap();
     let mut asked = Box::pin(scene.client.simple_query("SELECT"));
     for _ in 0..100 {
         assert!((&mut asked).now_or_never().is_none());
         tokio::task::yield_now().await;
     }
     assert!(scene.server.read_u8().now_or_never().is_none(), "nothing of it is on the wire");
-    scene.switch.give_back(wire);
-    scene.switch.wake_home();
+    scene.wire_lease.give_back(wire);
+    scene.wire_lease.wake_home();
     let serving = async {
         assert_eq!(hear(&mut scene.server).await, b'Q');
         scene.server.write_all(&[DONE, READY].concat()).await.unwrap();
@@ -228,25 +228,25 @@ async fn a_statement_of_home_waits_for_the_wire() {
 async fn a_server_that_dies_at_home_is_noticed_once_home_is_woken() {
     let (io, server) = tcp().await;
     let mut scene = connected(io, server).await;
-    let mut wire = scene.switch.lend().map_err(|_| "quiet").unwrap();
+    let mut wire = scene.wire_lease.lend().map_err(|_| "quiet").unwrap();
     scene.relays(&mut wire, READY).await;
-    scene.switch.give_back(wire);
+    scene.wire_lease.give_back(wire);
     drop(scene.server);
-    scene.switch.wake_home();
+    scene.wire_lease.wake_home();
     settles(|| scene.client.is_closed()).await;
     scene.task.await.unwrap();
-    assert_eq!(scene.switch.lend().err(), Some(NotLent::NotHome));
+    assert_eq!(scene.wire_lease.lend().err(), Some(NotLent::NotHome));
 }
 
 #[tokio::test]
 async fn a_server_that_dies_at_home_is_noticed_by_who_looks() {
     let (io, server) = tcp().await;
     let mut scene = connected(io, server).await;
-    let mut wire = scene.switch.lend().map_err(|_| "quiet").unwrap();
+    let mut wire = scene.wire_lease.lend().map_err(|_| "quiet").unwrap();
     scene.relays(&mut wire, READY).await;
-    scene.switch.give_back(wire);
+    scene.wire_lease.give_back(wire);
     drop(scene.server);
-    settles(|| scene.switch.look().is_err()).await;
+    settles(|| scene.wire_lease.look().is_err()).await;
     settles(|| scene.client.is_closed()).await;
 }
 
@@ -254,17 +254,17 @@ async fn a_server_that_dies_at_home_is_noticed_by_who_looks() {
 async fn a_server_that_speaks_at_home_is_heard_before_it_is_lent() {
     let (io, server) = transport();
     let mut scene = connected(io, server).await;
-    let mut wire = scene.switch.lend().map_err(|_| "quiet").unwrap();
+    let mut wire = scene.wire_lease.lend().map_err(|_| "quiet").unwrap();
     scene.relays(&mut wire, READY).await;
-    scene.switch.give_back(wire);
+    scene.wire_lease.give_back(wire);
     scene.server.write_all(NEWS).await.unwrap();
-    assert_eq!(scene.switch.look(), Err(NotLent::NotQuiet));
+    assert_eq!(scene.wire_lease.look(), Err(NotLent::NotQuiet));
     assert_eq!(
-        scene.switch.look(),
+        scene.wire_lease.look(),
         Err(NotLent::NotQuiet),
         "who looks again finds nothing new, and home has not heard"
     );
-    settles(|| scene.switch.look().is_ok()).await;
+    settles(|| scene.wire_lease.look().is_ok()).await;
     scene.is_served().await;
 }
 
@@ -272,23 +272,23 @@ async fn a_server_that_speaks_at_home_is_heard_before_it_is_lent() {
 async fn a_switch_severed_at_home_ends_both_sides() {
     let (io, server) = transport();
     let mut scene = connected(io, server).await;
-    scene.switch.sever();
+    scene.wire_lease.sever();
     scene.task.await.unwrap();
     assert!(scene.client.is_closed());
     let mut rest = Vec::new();
     scene.server.read_to_end(&mut rest).await.unwrap();
-    assert_eq!(scene.switch.look(), Err(NotLent::NotHome));
+    assert_eq!(scene.wire_lease.look(), Err(NotLent::NotHome));
 }
 
 #[tokio::test]
 async fn a_wire_severed_while_it_is_lent_does_not_come_home() {
     let (io, server) = transport();
     let mut scene = connected(io, server).await;
-    let wire = scene.switch.lend().map_err(|_| "quiet").unwrap();
-    scene.switch.sever();
+    let wire = scene.wire_lease.lend().map_err(|_| "quiet").unwrap();
+    scene.wire_lease.sever();
     scene.task.await.unwrap();
-    scene.switch.give_back(wire);
-    assert_eq!(scene.switch.lend().err(), Some(NotLent::NotHome));
+    scene.wire_lease.give_back(wire);
+    assert_eq!(scene.wire_lease.lend().err(), Some(NotLent::NotHome));
     assert_eq!(scene.server.read(&mut [0; 8]).await.unwrap(), 0, "the wire is closed");
 }
 

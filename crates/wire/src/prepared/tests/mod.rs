@@ -70,7 +70,7 @@ enum Told {
 /// A client between which and two servers statements are renamed.
 struct Scene {
     names: Names,
-    servers: [(Prepared, Pulse, Server); 2],
+    servers: [(Prepared, ProtocolState, Server); 2],
     at: usize,
     up: Vec<u8>,
     cutter: Cutter,
@@ -115,8 +115,8 @@ impl Scene {
             }
             if matches!(say, Say::Move) {
                 self.hear(true);
-                let (prepared, pulse, _) = &mut self.servers[self.at];
-                if pulse.is_quiet() && self.up.is_empty() {
+                let (prepared, protocol, _) = &mut self.servers[self.at];
+                if protocol.is_quiet() && self.up.is_empty() {
                     prepared.settle();
                     self.at = 1 - self.at;
                     self.servers[self.at].0.begin(&mut self.names);
@@ -138,8 +138,8 @@ impl Scene {
     fn walk_up(&mut self) {
         let mut passed = Vec::new();
         loop {
-            let (prepared, pulse, _) = &mut self.servers[self.at];
-            if pulse.holds() {
+            let (prepared, protocol, _) = &mut self.servers[self.at];
+            if protocol.holds() {
                 break;
             }
             let place = self.cutter.clone();
@@ -147,9 +147,9 @@ impl Scene {
                 Cut::More => break,
                 Cut::Frame(frame, taken) => {
                     self.sending = frame.tag;
-                    let fate = prepared.up(frame, &mut self.names, pulse);
+                    let fate = prepared.up(frame, &mut self.names, protocol);
                     if fate != Up::Wait {
-                        pulse.begun(frame.tag);
+                        protocol.begun(frame.tag);
                     }
                     passed.append(prepared.out());
                     match fate {
@@ -171,14 +171,14 @@ impl Scene {
             };
             self.up.drain(..taken);
             if self.cutter.at_boundary() {
-                pulse.sent(self.sending);
-                prepared.up_ends(Pins::default(), &self.names, pulse);
+                protocol.sent(self.sending);
+                prepared.up_ends(Pins::default(), &self.names, protocol);
                 passed.append(prepared.out());
             }
         }
-        let pulse = &mut self.servers[self.at].1;
+        let protocol = &mut self.servers[self.at].1;
         if self.cutter.at_boundary()
-            && let Some(closes) = pulse.asks()
+            && let Some(closes) = protocol.asks()
         {
             passed.extend(message::whose_turn(closes));
         }
@@ -216,14 +216,14 @@ impl Scene {
     fn walk_down(&mut self, end: usize) -> usize {
         let mut seen = 0;
         loop {
-            let (prepared, pulse, _) = &mut self.servers[self.at];
-            if pulse.is_lost() {
+            let (prepared, protocol, _) = &mut self.servers[self.at];
+            if protocol.is_lost() {
                 break;
             }
             let input = &self.down[seen..end];
             let (fate, taken) = match self.down_cutter.next(input, false, wanted_down).unwrap() {
                 Cut::More => break,
-                Cut::Frame(frame, taken) => match pulse.hears(frame.tag, frame.body.first().copied()) {
+                Cut::Frame(frame, taken) => match protocol.hears(frame.tag, frame.body.first().copied()) {
                     Whose::Ours => {
                         if frame.tag == b'Z' {
                             prepared.settle();
@@ -233,14 +233,14 @@ impl Scene {
                     }
                     Whose::Client(closes) => {
                         for _ in 0..closes {
-                            pulse.received(b'3', None);
+                            protocol.received(b'3', None);
                             let close = Frame { tag: b'3', body_len: 0, body: &[] };
                             if prepared.down(close, &mut self.names) == Down::Pass {
                                 self.told.extend(framed(b'3', &[]));
                             }
                             prepared.down_ends(&mut self.names);
                         }
-                        pulse.received(frame.tag, frame.body.first().copied());
+                        protocol.received(frame.tag, frame.body.first().copied());
                         (prepared.down(frame, &mut self.names), taken)
                     }
                 },

@@ -62,11 +62,11 @@ fn numbers_start_over_as_positive_process_ids_and_skip_those_in_use() {
 #[test]
 fn only_who_knows_the_secret_reaches_a_session() {
     let (hub, _) = hub(10);
-    let (id, shared) = hub.enter(CancelKey::new(2)).unwrap();
-    let secret = shared.key.bytes();
+    let (id, handle) = hub.enter(CancelKey::new(2)).unwrap();
+    let secret = handle.key.bytes();
     let mut near = secret.to_vec();
     near[31] ^= 1;
-    assert!(hub.session(id.0, secret).is_some_and(|found| Arc::ptr_eq(&found, &shared)));
+    assert!(hub.session(id.0, secret).is_some_and(|found| Arc::ptr_eq(&found, &handle)));
     assert!(hub.session(id.0, &near).is_none());
     assert!(hub.session(id.0, &secret[..3]).is_none());
     assert!(hub.session(id.0 + 1, secret).is_none());
