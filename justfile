@@ -17,6 +17,12 @@ release:
 test *args:
     ./test {{ args }}
 
+# what to run before each commit: formatting, clippy, and all tests that need no server
+check:
+    cargo fmt --all --check
+    cargo clippy --locked --all-targets -- -D warnings
+    cargo nextest run --locked --workspace --exclude pgleash
+
 # formatting, clippy and shell scripts, with no warning allowed
 lint:
     cargo fmt --all --check

@@ -10,6 +10,7 @@ mod cancel;
 mod cli;
 mod client_tls;
 mod control;
+mod crates;
 mod deaths;
 mod differential;
 mod drill;
