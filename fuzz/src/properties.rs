@@ -8,7 +8,7 @@ use pgleash_wire::startup::{FirstPacket, MAX_FIRST_PACKET};
 use pgleash_wire::{Down, Names, Prepared, ProtocolState, Scanner, Tags, Up, Whose, message, startup};
 
 /// Bytes from somebody at the door, as the gate reads them: lengths and bodies, one after the other.
-pub(crate) fn first_packets(mut bytes: &[u8]) {
+pub fn first_packets(mut bytes: &[u8]) {
     for _ in 0..4 {
         let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return };
         let body_length = match startup::body_length(*length) {
@@ -56,7 +56,7 @@ fn is_one_frame(bytes: &[u8]) {
 /// A conversation as a relay hears it. The bytes are a script: how much is buffered, then turns, each
 /// a direction and a length in one byte, and what is said. However it is cut into reads, the frames
 /// and the pulse are the same; whatever it holds, nothing grows beyond its bound.
-pub(crate) fn frames(bytes: &[u8]) {
+pub fn frames(bytes: &[u8]) {
     let Some((&capacity, script)) = bytes.split_first() else { return };
     // Room for a header at least, as any buffer of a relay has.
     let capacity = usize::from(capacity).max(HEADER + 3);
@@ -155,7 +155,7 @@ impl Ear {
 /// Prepared statements of one client on one server connection, as a relay passes them: the script is as that
 /// of [`frames`]. Whatever both sides say, what goes on is whole frames both ways, and no queue grows beyond
 /// its bound.
-pub(crate) fn prepared(script: &[u8]) {
+pub fn prepared(script: &[u8]) {
     let mut relay = Renaming::default();
     let mut script = script;
     while let Some((&turn, rest)) = script.split_first() {
@@ -298,7 +298,7 @@ fn wanted(tag: u8) -> usize {
 }
 
 /// A statement's words, cut anywhere, pin or do not pin alike.
-pub(crate) fn statements(bytes: &[u8]) {
+pub fn statements(bytes: &[u8]) {
     let mut whole = Scanner::new();
     whole.feed(bytes);
     let mut pieces = Scanner::new();
