@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use pgleash_sidecar::config::{Flag, Sources, print};
 
 /// A watchdog for Postgres connection pools: finds leaked checkouts, takes them back, and says who leaked.
@@ -41,6 +41,10 @@ pub(crate) enum Command {
     Report(pgleash_tools::report::Args),
     /// Play an incident on a real PostgreSQL, without and with the watchdog, and compare
     Drill(pgleash_tools::drill::Args),
+    /// Write the man pages, one for pgleash and one for each of its commands
+    Man(ManArgs),
+    /// Print the completions for a shell
+    Completions(CompletionsArgs),
 }
 
 /// Where the configuration comes from.
@@ -106,4 +110,27 @@ pub(crate) struct HealthcheckArgs {
     /// Ask whether clients should be sent to it, rather than whether it is alive
     #[arg(long)]
     pub ready: bool,
+}
+
+/// `pgleash man`.
+#[derive(Args, Debug)]
+pub(crate) struct ManArgs {
+    /// Where the pages go; the directory is made if it is missing
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+/// `pgleash completions`.
+#[derive(Args, Debug)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell
+    pub shell: Shell,
+}
+
+/// A shell that completions are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }

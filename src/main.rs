@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod healthcheck;
+mod shell;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -17,7 +18,7 @@ use pgleash_telemetry::notify::Notifiers;
 use pgleash_telemetry::{Telemetry, notify};
 use pgleash_tools::top;
 
-use crate::args::{CheckArgs, Cli, Command, ConfigArgs, HealthcheckArgs, TopArgs};
+use crate::args::{CheckArgs, Cli, Command, CompletionsArgs, ConfigArgs, HealthcheckArgs, ManArgs, TopArgs};
 use crate::healthcheck::Question;
 
 /// `EX_USAGE`: the command line or the configuration is wrong, and nothing was done.
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
         Command::TestNotification(args) => test_notification(args),
         Command::Report(args) => report(&args),
         Command::Drill(args) => drill(args),
+        Command::Man(args) => man(&args),
+        Command::Completions(args) => completions(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -134,6 +137,19 @@ fn report(args: &pgleash_tools::report::Args) -> Result<(), Failure> {
 fn drill(args: pgleash_tools::drill::Args) -> Result<(), Failure> {
     let verdict = runtime(2)?.block_on(pgleash_tools::drill::run(args)).map_err(Failure::of)?;
     if verdict.passed() { Ok(()) } else { Err(Failure::Failed(verdict.to_string())) }
+}
+
+/// Writes the man pages.
+fn man(ManArgs { directory }: &ManArgs) -> Result<(), Failure> {
+    shell::man_pages(directory).map_err(|error| {
+        Failure::Failed(format!("cannot write man pages to {}: {error}", directory.display()))
+    })
+}
+
+/// Prints what a shell needs to complete a command line of ours.
+fn completions(CompletionsArgs { shell }: &CompletionsArgs) -> Result<(), Failure> {
+    tell(&shell::completions(*shell));
+    Ok(())
 }
 
 /// To standard output, whether or not somebody still reads it.

@@ -189,6 +189,39 @@ fn what_is_printed_holds_no_password() {
     assert!(!ran.stdout.contains("hunter2"), "{}", ran.stdout);
 }
 
+#[test]
+fn every_command_has_a_man_page() {
+    let place = tempfile::tempdir().unwrap();
+    let into = place.path().join("not/there/yet");
+    let ran = pgleash(&["man", into.to_str().unwrap()]).run();
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{}", ran.stderr);
+    let page = |name: &str| fs::read_to_string(into.join(name)).unwrap();
+    assert!(page("pgleash.1").contains("finds leaked checkouts"));
+    assert!(page("pgleash-run.1").contains("pool.size"));
+    for command in
+        ["check", "healthcheck", "top", "report", "test-notification", "drill", "man", "completions"]
+    {
+        assert!(page(&format!("pgleash-{command}.1")).contains(".TH"), "{command}");
+    }
+
+    let taken = pgleash(&["man", "a-file"]).file("a-file", "").run();
+    assert_eq!(taken.code, Some(1), "{}", taken.stdout);
+    assert!(taken.stderr.starts_with("pgleash: cannot write man pages to a-file: "), "{}", taken.stderr);
+    pgleash(&["man"]).run().is_refused(&["<DIR>"]);
+}
+
+#[test]
+fn three_shells_complete_commands_and_options() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = pgleash(&["completions", shell]).run();
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{shell}");
+        for word in ["healthcheck", "test-notification", "upstream"] {
+            assert!(ran.stdout.contains(word), "{shell} does not know {word}");
+        }
+    }
+    pgleash(&["completions", "csh"]).run().is_refused(&["csh", "bash, zsh, fish"]);
+}
+
 /// The lines of a check that begin with `verdict`, as `(about, what)`.
 fn findings(ran: &Ran, verdict: &str) -> Vec<(String, String)> {
     let lines = ran.stdout.lines().filter_map(|line| line.strip_prefix(verdict));
