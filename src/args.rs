@@ -88,6 +88,9 @@ pub(crate) struct CheckArgs {
     /// Print the effective value of every key and where it came from, and ask no server
     #[arg(long)]
     pub print: bool,
+    /// Print what was found as JSON
+    #[arg(long, conflicts_with = "print")]
+    pub json: bool,
 }
 
 /// `pgleash top`.

@@ -64,14 +64,16 @@ fn run(args: ConfigArgs) -> Result<(), Failure> {
 }
 
 /// Prints what the configuration amounts to, or whether it would work here.
-fn check(CheckArgs { config, print }: CheckArgs) -> Result<(), Failure> {
-    let loaded = config::load(&config.into_sources())?;
+fn check(CheckArgs { config, print, json }: CheckArgs) -> Result<(), Failure> {
+    let sources = config.into_sources();
+    let loaded = config::load(&sources)?;
     if print {
         tell(&config::print::effective(&loaded));
         return Ok(());
     }
-    let report = runtime(1)?.block_on(crate::check::check(&loaded));
-    tell(&format!("{report}\n"));
+    let given = check::Given::of(&sources, &loaded);
+    let report = runtime(1)?.block_on(check::check(&loaded, &given));
+    tell(&if json { format!("{}\n", report.json()) } else { format!("{report}\n") });
     if report.passed() { Ok(()) } else { Err(Failure::Failed("pgleash would not work here".into())) }
 }
 

@@ -8,7 +8,7 @@ use pgleash_sidecar::config::{AuthMethod, Listen, ListenerMode, Loaded};
 use pgleash_sidecar::tls::listener::Certificates;
 
 use crate::check::Report;
-use crate::check::machine::is_readable_by_others;
+use crate::check::machine::{chmod, is_readable_by_others};
 
 /// A certificate that ends sooner should have been renewed by now.
 const SOON: Duration = Duration::from_secs(14 * 86_400);
@@ -36,7 +36,7 @@ fn look_at_auth(loaded: &Loaded, report: &mut Report) {
                 format!("{}: {passwords} with a password, {verifiers} with a verifier", path.display());
             report.ok("auth.users", what);
         }
-        Err(error) => return report.fail("auth.users", error.to_string()),
+        Err(error) => return report.fail_plainly("auth.users", error.to_string()),
     }
     warn_of_readers("auth.users", path, report);
 }
@@ -47,28 +47,35 @@ fn look_at_certificate(loaded: &Loaded, report: &mut Report) {
         if matches!(&loaded.config.listen, Listen::Tcp(listen) if !listen.ip().to_canonical().is_loopback()) {
             report.warn(
                 "certificate",
-                "what clients of other machines send is not encrypted (tls.mode is allow)",
+                "what clients of other machines send is not encrypted",
+                "set tls.cert and tls.key",
             );
         }
         return;
     };
     warn_of_readers("tls.key", &files.key, report);
     if tls.mode == ListenerMode::Allow {
-        report.warn("tls.mode", "clients of other machines may send their data unencrypted");
+        report.warn(
+            "tls.mode",
+            "clients of other machines may send their data unencrypted",
+            "set tls.mode to auto or require once every client encrypts",
+        );
     }
     let shown = match Certificates::load(files) {
         Ok(certificates) => certificates.shown(),
-        Err(error) => return report.fail("certificate", error.to_string()),
+        Err(error) => return report.fail_plainly("certificate", error.to_string()),
     };
     if shown.binding.is_none() {
         let why = "the signature of the certificate has no hash to bind a password's proof to: no SCRAM-SHA-256-PLUS";
-        report.warn("tls.cert", why);
+        report.warn("tls.cert", why, "use a certificate that is signed with ECDSA or RSA and SHA-256");
     }
     let until = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + shown.expires);
     match shown.expires.checked_sub(pgleash_clock::wall()) {
-        None => report.fail("certificate", format!("the certificate has expired at {until}: renew it")),
+        None => {
+            report.fail("certificate", format!("the certificate has expired at {until}"), "renew it");
+        }
         Some(left) if left < SOON => {
-            report.warn("certificate", format!("the certificate expires at {until}: renew it"));
+            report.warn("certificate", format!("the certificate expires at {until}"), "renew it");
         }
         Some(_) => {
             report.ok("certificate", format!("the key fits the certificate, which expires at {until}"))
@@ -78,6 +85,6 @@ fn look_at_certificate(loaded: &Loaded, report: &mut Report) {
 
 fn warn_of_readers(about: &'static str, path: &Path, report: &mut Report) {
     if is_readable_by_others(path) {
-        report.warn(about, format!("others may read {}: chmod 600 it", path.display()));
+        report.warn(about, format!("others may read {}", path.display()), "chmod 600 it").by(chmod(path));
     }
 }

@@ -5,17 +5,15 @@ use std::fmt::Write;
 use std::io;
 use std::time::Duration;
 
-use pgleash_core::Policy;
 use pgleash_sidecar::config::{Config, Upstream};
 use pgleash_sidecar::tls::upstream;
-use pgleash_sidecar::tls::upstream::TlsMode;
 use tokio::time::timeout;
-use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::check::Report;
+use crate::check::report::Trouble;
+use crate::check::{Report, server_limits, server_tls};
 
 /// How long any one question to the server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,36 +27,50 @@ const OLDEST: i32 = 14;
 pub(super) async fn look(config: &Config, report: &mut Report) {
     let tls = match upstream::connector(&config.upstream.tls) {
         Ok(tls) => tls,
-        Err(error) => return report.fail("tls", error.to_string()),
+        Err(error) => return report.fail_plainly("tls", error.to_string()),
     };
     let client = match connect(&config.upstream, &tls).await {
         Ok(client) => client,
-        Err(error) => {
-            return report.fail("upstream", format!("{}: {error}", config.upstream.redacted()));
+        Err(Trouble { what, todo }) => {
+            let what = format!("{}: {what}", config.upstream.redacted());
+            return report.fail_plainly("upstream", Trouble { what, todo });
         }
     };
     let asked = timeout(PATIENCE, ask(&client, config, report)).await;
     match asked {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => return report.fail("upstream", explain(&error)),
-        Err(_) => return report.fail("upstream", format!("gave no answer within {} s", PATIENCE.as_secs())),
+        Ok(Err(error)) => return report.fail_plainly("upstream", explain(&error)),
+        Err(_) => {
+            let what = format!("gave no answer within {} s", PATIENCE.as_secs());
+            return report.fail_plainly("upstream", what);
+        }
     }
-    match timeout(PATIENCE, try_cancel(&config.upstream, &tls)).await {
-        Ok(Ok(())) => report.ok("cancel", "a running statement can be cancelled"),
-        Ok(Err(why)) => report.fail("cancel", why),
-        Err(_) => report.fail(
-            "cancel",
-            "a cancelled statement went on: is there a proxy in front of the server that drops CancelRequest?",
-        ),
+    try_backends(&client, config, &tls, report).await;
+}
+
+/// What pgleash does to backends when it must: is it possible, and allowed?
+async fn try_backends(client: &Client, config: &Config, tls: &MakeRustlsConnect, report: &mut Report) {
+    let cancelled = timeout(PATIENCE, try_cancel(&config.upstream, tls)).await;
+    let terminated = timeout(PATIENCE, try_terminate(client, &config.upstream, tls)).await;
+    if matches!((&cancelled, &terminated), (Ok(Ok(())), Ok(Ok(())))) {
+        return report.ok("backends", "a running statement can be cancelled, and a backend terminated");
     }
-    match timeout(PATIENCE, try_terminate(&client, &config.upstream, &tls)).await {
-        Ok(Ok(())) => report.ok("terminate", "the role may terminate its own backends"),
-        Ok(Err(why)) => report.fail("terminate", why),
-        Err(_) => report.fail("terminate", "a terminated backend did not go away"),
+    match cancelled {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => report.fail_plainly("cancel", why),
+        Err(_) => {
+            let todo = "see whether a proxy in front of the server drops CancelRequest";
+            report.fail("cancel", "a cancelled statement went on", todo);
+        }
+    }
+    match terminated {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => report.fail_plainly("terminate", why),
+        Err(_) => report.fail_plainly("terminate", "a terminated backend did not go away".to_owned()),
     }
 }
 
-async fn connect(upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<Client, String> {
+async fn connect(upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<Client, Trouble> {
     let mut postgres = upstream.postgres.clone();
     postgres.application_name("pgleash check");
     match timeout(PATIENCE, postgres.connect(tls.clone())).await {
@@ -67,19 +79,19 @@ async fn connect(upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<Client,
             Ok(client)
         }
         Ok(Err(error)) => Err(explain(&error)),
-        Err(_) => Err(format!(
-            "no login within {} s: the server is overloaded or is not Postgres",
-            PATIENCE.as_secs()
-        )),
+        Err(_) => Err(Trouble {
+            what: format!("no login within {} s", PATIENCE.as_secs()),
+            todo: Some("see that the server is not overloaded, and that it is Postgres"),
+        }),
     }
 }
 
 async fn ask(client: &Client, config: &Config, report: &mut Report) -> Result<(), Error> {
     ask_version(client, &config.upstream, report).await?;
-    ask_encryption(client, &config.upstream, report).await?;
-    ask_capacity(client, config.policy.size, report).await?;
+    server_tls::ask(client, &config.upstream, report).await?;
+    server_limits::ask_capacity(client, config.policy.size, report).await?;
     ask_privileges(client, report).await?;
-    ask_timeouts(client, &config.policy, report).await
+    server_limits::ask_timeouts(client, &config.policy, report).await
 }
 
 async fn ask_version(client: &Client, upstream: &Upstream, report: &mut Report) -> Result<(), Error> {
@@ -93,91 +105,13 @@ async fn ask_version(client: &Client, upstream: &Upstream, report: &mut Report) 
     let (version, major): (String, i32) = (row.get(0), row.get(1));
     let kind = if row.get(2) { "standby, read-only" } else { "primary" };
     let user: String = row.get(3);
-    report.ok("upstream", format!("{} answers; logged in as {user}", upstream.redacted()));
+    report.ok(
+        "upstream",
+        format!("{} answers as PostgreSQL {version} ({kind}); logged in as {user}", upstream.redacted()),
+    );
     if major < OLDEST {
-        report.warn("version", format!("PostgreSQL {version} ({kind}) no longer gets security fixes"));
-    } else {
-        report.ok("version", format!("PostgreSQL {version} ({kind})"));
-    }
-    Ok(())
-}
-
-async fn ask_encryption(client: &Client, upstream: &Upstream, report: &mut Report) -> Result<(), Error> {
-    let row = client
-        .query_opt(
-            "SELECT ssl, coalesce(version, ''), coalesce(cipher, '') FROM pg_stat_ssl
-             WHERE pid = pg_backend_pid()",
-            &[],
-        )
-        .await?;
-    let encrypted = row
-        .filter(|row| row.get(0))
-        .map(|row| format!("{} {}", row.get::<_, &str>(1), row.get::<_, &str>(2)));
-    let verified = match (upstream.tls.mode, &upstream.tls.root_cert) {
-        (TlsMode::VerifyFull, _) => Some("the certificate's chain and name are verified"),
-        (TlsMode::VerifyCa, _) | (TlsMode::Prefer | TlsMode::Require, Some(_)) => {
-            Some("the certificate's chain is verified, its name is not")
-        }
-        (TlsMode::Disable | TlsMode::Prefer | TlsMode::Require, _) => None,
-    };
-    match (encrypted, verified) {
-        (Some(how), Some(verified)) => report.ok("tls", format!("{how}; {verified}")),
-        (Some(how), None) if is_near(upstream) => report.ok("tls", format!("{how}; on this machine")),
-        (Some(how), None) => report.warn(
-            "tls",
-            format!("{how}, but anybody could have answered: set sslmode=verify-full and sslrootcert"),
-        ),
-        (None, _) if is_near(upstream) => report.ok("tls", "in the clear, on this machine"),
-        (None, _) => report.warn("tls", "in the clear over the network: set sslmode=verify-full"),
-    }
-    Ok(())
-}
-
-/// Whether every host is this machine.
-fn is_near(upstream: &Upstream) -> bool {
-    upstream.postgres.get_hosts().iter().all(|host| match host {
-        Host::Tcp(host) => {
-            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        }
-        Host::Unix(_) => true,
-    })
-}
-
-async fn ask_capacity(client: &Client, size: usize, report: &mut Report) -> Result<(), Error> {
-    let row = client
-        .query_one(
-            "SELECT current_setting('max_connections')::int8,
-                    current_setting('superuser_reserved_connections')::int8
-                      + coalesce(current_setting('reserved_connections', true)::int8, 0),
-                    (SELECT sum(numbackends)::int8 - 1 FROM pg_stat_database),
-                    (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user)::int8,
-                    (SELECT datconnlimit FROM pg_database WHERE datname = current_database())::int8",
-            &[],
-        )
-        .await?;
-    let (max, reserved, used): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
-    let limits: [(&str, Option<i64>); 2] = [("the role", row.get(3)), ("the database", row.get(4))];
-    let size = i64::try_from(size).unwrap_or(i64::MAX);
-    let open = max - reserved;
-    let sum =
-        format!("pool.size {size}, max_connections {max} less {reserved} reserved, {used} in use by others");
-    if size > open {
-        report.fail(
-            "connections",
-            format!("{sum}: the pool can never be filled; lower pool.size to {open} or less"),
-        );
-    } else if size + used > open {
-        report.warn("connections", format!("{sum}: there is no room now for the whole pool"));
-    } else {
-        report.ok("connections", sum);
-    }
-    for (whose, limit) in limits {
-        if let Some(limit) = limit.filter(|limit| (0..size).contains(limit)) {
-            report.fail(
-                "connections",
-                format!("pool.size {size} is over the connection limit of {whose}, {limit}"),
-            );
-        }
+        let what = format!("PostgreSQL {version} no longer gets security fixes");
+        report.warn("version", what, format!("plan an upgrade to {OLDEST} or later"));
     }
     Ok(())
 }
@@ -195,46 +129,15 @@ async fn ask_privileges(client: &Client, report: &mut Report) -> Result<(), Erro
     } else {
         report.warn(
             "visibility",
-            format!("the role sees only its own sessions in pg_stat_activity; to see all: GRANT pg_monitor TO {user}"),
+            "the role sees only its own sessions in pg_stat_activity",
+            format!("to see all, let a superuser run GRANT pg_monitor TO {user}"),
         );
     }
     Ok(())
 }
 
-/// A timeout of the server that is shorter than ours acts first, and we do not see why.
-async fn ask_timeouts(client: &Client, policy: &Policy, report: &mut Report) -> Result<(), Error> {
-    let rows = client
-        .query(
-            "SELECT name, setting::int8 FROM pg_settings
-             WHERE name IN ('idle_in_transaction_session_timeout', 'idle_session_timeout') AND setting <> '0'
-             ORDER BY name",
-            &[],
-        )
-        .await?;
-    for row in rows {
-        let (name, millis): (&str, i64) = (row.get(0), row.get(1));
-        let theirs = Duration::from_millis(u64::try_from(millis).unwrap_or_default());
-        let shown = humantime::format_duration(theirs);
-        let (ours, key) = match name {
-            "idle_in_transaction_session_timeout" => {
-                (policy.idle_in_transaction, "leaks.idle_in_transaction")
-            }
-            _ => (policy.idle_timeout.max(policy.idle_session), "pool.idle_timeout and leaks.idle_session"),
-        };
-        if theirs <= ours {
-            report.warn(
-                "timeouts",
-                format!(
-                    "the server's {name} ({shown}) acts before pgleash does: set {key} below it, or raise it"
-                ),
-            );
-        }
-    }
-    Ok(())
-}
-
 /// Runs a statement that would take long, and cancels it as the sidecar cancels one whose client has died.
-async fn try_cancel(upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<(), String> {
+async fn try_cancel(upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<(), Trouble> {
     let client = connect(upstream, tls).await?;
     let token = client.cancel_token();
     let statement = client.simple_query("SELECT pg_sleep(60)");
@@ -245,7 +148,7 @@ async fn try_cancel(upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<(), 
             ended = &mut statement => return match ended {
                 Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => Ok(()),
                 Err(error) => Err(explain(&error)),
-                Ok(_) => Err("the statement ended by itself".into()),
+                Ok(_) => Err("the statement ended by itself".to_owned().into()),
             },
             // The first may come before the statement has begun, so it is sent until it is heard.
             _ = again.tick() => token.cancel_query(tls.clone()).await.map_err(|error| explain(&error))?,
@@ -254,7 +157,7 @@ async fn try_cancel(upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<(), 
 }
 
 /// Ends a session of our own as the sidecar does when one must go, and sees that it is gone.
-async fn try_terminate(client: &Client, upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<(), String> {
+async fn try_terminate(client: &Client, upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<(), Trouble> {
     let victim = connect(upstream, tls).await?;
     let said = |error: Error| explain(&error);
     let pid: i32 = victim.query_one("SELECT pg_backend_pid()", &[]).await.map_err(said)?.get(0);
@@ -272,33 +175,31 @@ async fn try_terminate(client: &Client, upstream: &Upstream, tls: &MakeRustlsCon
     match timeout(DEADLINE, is_gone).await {
         Ok(done) => done,
         Err(_) => {
-            Err(format!("backend {pid} was still there {} s after it was terminated", DEADLINE.as_secs()))
+            let after = DEADLINE.as_secs();
+            Err(format!("backend {pid} was still there {after} s after it was terminated").into())
         }
     }
 }
 
 /// An error with its causes, and what to do about the usual ones.
-fn explain(error: &Error) -> String {
-    let mut text = match error.as_db_error() {
+fn explain(error: &Error) -> Trouble {
+    let mut what = match error.as_db_error() {
         Some(refusal) => format!("{} ({})", refusal.message(), refusal.code().code()),
         None => error.to_string(),
     };
     let mut cause = if error.as_db_error().is_some() { None } else { error.source() };
     let mut hint = error.code().and_then(hint_for_state);
     while let Some(inner) = cause {
-        let _ = write!(text, ": {inner}");
+        let _ = write!(what, ": {inner}");
         if let Some(inner) = inner.downcast_ref::<io::Error>() {
             hint = hint.or_else(|| hint_for_io(inner));
         }
         cause = inner.source();
     }
-    if text.contains("does not support TLS") {
+    if what.contains("does not support TLS") {
         hint = Some("turn ssl on at the server, or set sslmode=prefer");
     }
-    match hint {
-        Some(hint) => format!("{text}. To do: {hint}"),
-        None => text,
-    }
+    Trouble { what, todo: hint }
 }
 
 fn hint_for_state(state: &SqlState) -> Option<&'static str> {

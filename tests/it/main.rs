@@ -7,6 +7,7 @@ mod attribution;
 mod auth;
 mod bad_input;
 mod cancel;
+mod check;
 mod cli;
 mod client_tls;
 mod control;
