@@ -22,6 +22,7 @@ pub mod workload;
 pub mod workload_apps;
 
 use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
@@ -52,8 +53,11 @@ pub struct Args {
     /// Which workload: incident, steady, slow-queries, batch, think-time, in-app-pool, storm, cron or lock-convoy.
     #[arg(long, default_value = "incident", value_name = "NAME", value_parser = Kind::named)]
     pub scenario: Kind,
+    /// Play slower, in three minutes for each run, and print where the live page is.
+    #[arg(long)]
+    pub watch: bool,
     /// Real length of each of the two runs, in minutes; fractions are allowed.
-    #[arg(long, default_value = "1", value_name = "N", value_parser = |text: &str| within(text, 0.2, 60.0))]
+    #[arg(long, default_value = "1", default_value_if("watch", "true", "3"), value_name = "N", value_parser = |text: &str| within(text, 0.2, 60.0))]
     pub minutes: f64,
     /// Payments a second before the campaign. The pool gets one server connection for each.
     #[arg(long, default_value = "40", value_name = "N", value_parser = |text: &str| within(text, 10.0, 400.0))]
@@ -114,10 +118,17 @@ async fn hold(args: &Args, ground: &mut Ground) -> Result<Report, DrillError> {
     let scenario = Scenario { seed, minutes, rate, mode, kind };
     let pgleash = run::program(args.pgleash.as_deref())?;
     eprintln!("pgleash drill: {scenario}");
+    let admin = if args.watch { announced_page()? } else { SocketAddr::from(([127, 0, 0, 1], 0)) };
     let (url, server) = ground.prepare(args, &scenario).await?;
     let Some(schema) = ground.schema.as_mut() else { unreachable!("prepare made it") };
-    let stage =
-        Stage { pgleash, url, payments: scenario.payments().into(), scenario, events: args.events.clone() };
+    let stage = Stage {
+        pgleash,
+        url,
+        admin,
+        payments: scenario.payments().into(),
+        scenario,
+        events: args.events.clone(),
+    };
     let mut verdict = Verdict::default();
     let mut runs = Vec::with_capacity(2);
     for action in [Action::Observe, Action::Reclaim] {
@@ -130,6 +141,14 @@ async fn hold(args: &Args, ground: &mut Ground) -> Result<Report, DrillError> {
     let setting = Setting::of(&stage.scenario, server, schema.history());
     let Ok(runs) = <[_; 2]>::try_from(runs) else { unreachable!("there were two") };
     Ok(Report { setting, runs, verdict })
+}
+
+/// Where both runs serve their live page: a port that is free now, and that whoever wants to watch is told.
+fn announced_page() -> Result<SocketAddr, DrillError> {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let admin = free.map_err(DrillError::Page)?;
+    eprintln!("pgleash drill: watch it at http://{admin}/ while a run plays");
+    Ok(admin)
 }
 
 /// What was started and created, and must go.
@@ -243,6 +262,8 @@ pub enum DrillError {
     Schema(SchemaError),
     /// pgleash failed as a process.
     Child(ChildError),
+    /// There is no port for the live page.
+    Page(io::Error),
     /// The path of the pgleash binary is not known.
     Program(io::Error),
     /// A report could not be written.
@@ -262,6 +283,7 @@ impl fmt::Display for DrillError {
             Self::Scratch(error) => error.fmt(f),
             Self::Schema(error) => error.fmt(f),
             Self::Child(error) => error.fmt(f),
+            Self::Page(error) => write!(f, "there is no free port for the live page: {error}"),
             Self::Program(error) => {
                 write!(f, "cannot tell the path of the pgleash binary ({error}): name it with --pgleash")
             }

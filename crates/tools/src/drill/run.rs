@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub struct Stage {
     pub pgleash: PathBuf,
     /// Where pgleash finds the server.
     pub url: String,
+    /// Where pgleash serves its live page; port 0 is any that is free.
+    pub admin: SocketAddr,
     /// What is played.
     pub scenario: Scenario,
     /// Its payments.
@@ -124,7 +127,7 @@ fn keys(stage: &Stage, action: Action) -> Vec<(&'static str, String)> {
     let ms = |limit: Duration| format!("{}ms", limit.as_millis());
     vec![
         ("LISTEN", "127.0.0.1:0".to_owned()),
-        ("ADMIN", "127.0.0.1:0".to_owned()),
+        ("ADMIN", stage.admin.to_string()),
         ("UPSTREAM_URL", stage.url.clone()),
         ("POOL_MODE", scenario.mode.as_str().to_owned()),
         ("POOL_SIZE", scenario.pool_size().to_string()),
