@@ -56,7 +56,7 @@ impl Program {
 
 impl Ran {
     /// Refused for its configuration: exit code 64, and all that was said was said on stderr.
-    fn is_refused(&self, because: &[&str]) {
+    pub fn is_refused(&self, because: &[&str]) {
         assert_eq!((self.code, self.stdout.as_str()), (Some(64), ""), "{}", self.stderr);
         for part in because {
             assert!(self.stderr.contains(part), "{part:?} is missing:\n{}", self.stderr);
