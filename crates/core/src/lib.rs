@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  what happened ──▶ Ledger ──▶ sweep(policy, now) ──▶ Due: who is due, why, and the evidence
-//!  (checkout, statement,           │
+//!  (checkout, statement,           │            └──▶ Enforcement::decide(facts) ──▶ Act: what is done about it
 //!   answer, return)                └──▶ Event, Snapshot: what people and machines read
 //! ```
 
@@ -14,6 +14,7 @@
 pub use serde;
 
 mod activity;
+mod enforce;
 mod event;
 pub mod fingerprint;
 mod forecast;
@@ -31,6 +32,7 @@ pub mod text;
 mod trace;
 
 pub use crate::activity::{Activity, Phase};
+pub use crate::enforce::{Act, Enforcement, Facts};
 pub use crate::event::{
     Channel, CloseReason, Credential, Delivery, Event, Evidence, Grounds, InForce, LeftAlone, Level, Reason,
     RecycleAction, RecycleOutcome, Refusal, Resolution, Sink, Suppression, TopHolder, Wait, Widening,

@@ -1,13 +1,13 @@
 //! Who judges: pgleash, with its own ledger and judge, and the rules of the field.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use pgleash_core::{
-    Action, Activity, CheckoutId, ConnId, ConnPlace, Event, Evidence, Holder, Ledger, Moment, Phase, Policy,
-    PoolKey, Reason, Resolution, SessionId,
+    Act, Action, Activity, CheckoutId, ConnId, ConnPlace, Enforcement, Event, Evidence, Facts, Holder,
+    Ledger, Moment, Phase, Policy, PoolKey, Reason, Resolution, SessionId, Suppression,
 };
 
 use super::work::{Class, Workload};
@@ -67,7 +67,7 @@ struct Ours {
     waits: HashMap<u64, u64>,
     holders: HashMap<&'static str, Arc<Holder>>,
     routes: HashMap<&'static str, Arc<str>>,
-    reclaims: VecDeque<Moment>,
+    enforcement: Enforcement,
     taken: HashMap<u64, (Reason, Evidence, Moment)>,
 }
 
@@ -85,7 +85,7 @@ impl Ours {
             waits: HashMap::new(),
             holders: HashMap::new(),
             routes: HashMap::new(),
-            reclaims: VecDeque::new(),
+            enforcement: Enforcement::default(),
             taken: HashMap::new(),
         }
     }
@@ -170,19 +170,19 @@ impl Rule for Ours {
             return look;
         }
         for due in sweep.due {
-            while self.reclaims.front().is_some_and(|at| now.since(*at) >= self.policy.budget.per) {
-                self.reclaims.pop_front();
+            due.handle.answer();
+            let facts = Facts::of(&due, false, None);
+            match self.enforcement.decide(&facts, &self.policy, now) {
+                Act::Reclaim => {}
+                Act::LeaveAlone(Suppression::Budget) => break,
+                other => panic!("nobody moves during a look, and nobody is wedged: {other:?}"),
             }
-            if self.reclaims.len() >= self.policy.budget.allowance(self.policy.size) {
-                break;
-            }
-            assert!(due.handle.take(due.seen), "nobody moves during a look");
+            assert!(self.ledger.reclaim(&due), "nobody moves during a look");
+            self.enforcement.reclaimed(now);
             let id = due.checkout;
-            self.ledger.reclaiming(id);
             let conn = self.ledger.conn_of(id).expect("it is out");
             self.ledger.checked_in(id, ConnPlace::Recycling, Resolution::Reclaimed, now);
             self.ledger.recycled(conn, now);
-            self.reclaims.push_back(now);
             self.out.remove(&id.0);
             self.taken.insert(id.0, (due.reason, due.evidence, now));
             look.taken.push(id.0);

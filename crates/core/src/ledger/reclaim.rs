@@ -8,7 +8,7 @@ use crate::activity::{Activity, Observed, Phase};
 use crate::event::{Event, Evidence, LeftAlone, Reason, Resolution, Suppression};
 use crate::ids::{CheckoutId, ConnId, Moment};
 use crate::ledger::pauses::pause_of;
-use crate::ledger::{Checkout, Conn, Ledger, Mark, Spared, Suspicion};
+use crate::ledger::{Checkout, Conn, Due, Ledger, Mark, Spared, Suspicion};
 
 impl<L: AsRef<Activity> + Clone> Ledger<L> {
     /// What is said of a checkout that is out; `None` if it is over.
@@ -18,7 +18,13 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     }
 
     /// The suspect, as it was `seen`, is due, and nothing is done about it for now. Whether it still is that suspect.
-    pub fn left_alone(&mut self, id: CheckoutId, seen: Observed, because: Suppression, now: Moment) -> bool {
+    pub(super) fn left_alone(
+        &mut self,
+        id: CheckoutId,
+        seen: Observed,
+        because: Suppression,
+        now: Moment,
+    ) -> bool {
         let Some(Checkout { mark: Mark::Suspect { left_alone, seen: then, .. }, .. }) =
             self.checkouts.get_mut(&id).map(|checkout| &mut **checkout)
         else {
@@ -31,6 +37,40 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
             *left_alone = Some(Spared { because, since: now });
         }
         true
+    }
+
+    /// Nothing is done for now about what is `due`. What is to be told, which is said once for each suspicion; and
+    /// once more when it would have been done in the end, had that been allowed. `dry_run` is whether nothing may
+    /// be done at all.
+    pub fn suppressed(
+        &mut self,
+        due: Due<L>,
+        because: Suppression,
+        dry_run: bool,
+        now: Moment,
+    ) -> Option<Event> {
+        let suspect = self.left_alone(due.checkout, due.seen, because, now);
+        let news = due.left_alone.is_none() || because == Suppression::Observe;
+        let Due { reason, evidence, .. } = due;
+        let pool = || self.pool.clone();
+        (suspect && news).then(|| Event::ReclaimSuppressed {
+            pool: pool(),
+            reason,
+            because,
+            dry_run,
+            evidence,
+        })
+    }
+
+    /// Takes the connection of what is `due` from its holder, if the holder has not moved. Whether it is taken.
+    ///
+    /// The swap and the mark are one step for whoever has the ledger: the checkout cannot end between them.
+    pub fn reclaim(&mut self, due: &Due<L>) -> bool {
+        let taken = due.handle.as_ref().take(due.seen);
+        if taken {
+            self.reclaiming(due.checkout);
+        }
+        taken
     }
 
     /// A suspicion is over: what is told.
@@ -56,7 +96,7 @@ impl<L: AsRef<Activity> + Clone> Ledger<L> {
     }
 
     /// The holder has lost the connection (the compare-and-swap went through).
-    pub fn reclaiming(&mut self, id: CheckoutId) {
+    fn reclaiming(&mut self, id: CheckoutId) {
         if let Some(checkout) = self.checkouts.get_mut(&id)
             && let Mark::Suspect { of, .. } = checkout.mark
         {

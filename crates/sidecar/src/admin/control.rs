@@ -29,7 +29,7 @@ use crate::admin::source::Source;
 use crate::config::Token;
 use crate::process::Hub;
 use crate::reload::Reloader;
-use crate::watchdog::{ByHand, reclaim_by_hand};
+use crate::watchdog::reclaim_by_hand::{ByHand, reclaim_by_hand};
 
 /// How long an answer waits for a connection that was taken back to be clean.
 const CLEANING: Duration = Duration::from_secs(8);

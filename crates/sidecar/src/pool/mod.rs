@@ -108,7 +108,7 @@ impl WatchedPool {
             probe: Probe::default(),
             survey: Survey::default(),
             ledger: Mutex::new(Ledger::new(key.clone())),
-            reclaims: Mutex::default(),
+            enforcement: Mutex::default(),
             attention,
             permits: Permits::new(policy.load().size),
             target: ArcSwap::from_pointee(target.clone()),

@@ -1,7 +1,7 @@
 //! A pool, and what all of its parts share.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use deadpool_postgres::Pool;
 use parking_lot::{Mutex, MutexGuard};
-use pgleash_core::{ConnId, Ledger, LivePolicy, Moment, PoolKey, Sink};
+use pgleash_core::{ConnId, Enforcement, Ledger, LivePolicy, PoolKey, Sink};
 use pgleash_wire::Library;
 use pgleash_wire::message::SqlState;
 use tokio::sync::{Notify, mpsc};
@@ -91,7 +91,8 @@ pub(crate) struct Inner {
     pub(crate) probe: Probe,
     pub(crate) survey: Survey,
     pub(crate) ledger: Mutex<Ledger<HolderHandle>>,
-    pub(crate) reclaims: Mutex<VecDeque<Moment>>,
+    /// What counts against the budget.
+    pub(crate) enforcement: Mutex<Enforcement>,
     /// Tells the watchdog to look now.
     pub(crate) attention: Arc<Notify>,
     pub(crate) permits: Permits,

@@ -22,7 +22,6 @@ use crate::process::socket_handover::{Offer, Predecessor};
 use crate::proxy::auth::Credentials;
 use crate::proxy::listener::Listener;
 use crate::reload::Reloader;
-use crate::watchdog;
 
 pub(crate) use crate::proxy::clients::hub::Hub;
 
@@ -53,7 +52,7 @@ pub async fn run(config: Config, sources: Sources, telemetry: Arc<Telemetry>) ->
     let pages = Pages::spawn(admin, control, &hub, &reloader, &telemetry).map_err(RunError::System)?;
     let keeper = {
         let hub = Arc::clone(&hub);
-        watchdog::spawn(Arc::clone(&hub.watch), move || hub.pools()).map_err(RunError::System)?
+        pgleash_watchdog::spawn(Arc::clone(&hub.watch), move || hub.pools()).map_err(RunError::System)?
     };
     telemetry.emit(Event::Started {
         version: env!("CARGO_PKG_VERSION"),
@@ -258,7 +257,7 @@ impl crate::admin::source::Source for Hub {
 
     fn alive(&self) -> Result<(), String> {
         let silence = pgleash_clock::now().since(self.watch.last_look());
-        if silence <= watchdog::Watch::STALE {
+        if silence <= pgleash_watchdog::Watch::STALE {
             Ok(())
         } else {
             Err(format!("the keeper has not looked at the pools for {:.0} s", silence.as_secs_f64()))

@@ -110,12 +110,11 @@ fn a_suspect_that_comes_home_widens_the_limit_of_its_kind() {
 #[test]
 fn a_holder_that_comes_back_after_it_was_taken_widens_the_limit_too() {
     let mut known = Known::new();
-    let leak = known.open(LEAK, ConnId(10));
+    known.open(LEAK, ConnId(10));
     known.healthy(22);
     known.crowd(8);
     let due = known.scene.due(known.now).pop().unwrap();
-    assert!(leak.take(due.seen));
-    known.scene.ledger.reclaiming(LEAK);
+    assert!(known.scene.ledger.reclaim(&due));
     known.scene.ledger.checked_in(LEAK, ConnPlace::Recycling, Resolution::Reclaimed, at(known.now));
     let after = Duration::from_secs(3);
     let told = known.scene.ledger.regretted(&due.evidence, due.reason, after, at(known.now + 3));

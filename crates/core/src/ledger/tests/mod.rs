@@ -160,6 +160,23 @@ fn what_became_of_a_verdict_that_was_not_carried_out_is_told() {
 }
 
 #[test]
+fn a_verdict_that_is_not_carried_out_is_told_once_and_once_more_when_it_would_have_been() {
+    let (mut scene, activity) = Scene::suspect();
+    let mut tell = |because, seconds| {
+        let due = scene.due(seconds).pop().expect("it is due");
+        scene.ledger.suppressed(due, because, true, at(seconds)).is_some()
+    };
+    assert!(tell(Suppression::Budget, 40));
+    assert!(!tell(Suppression::Budget, 41));
+    assert!(!tell(Suppression::Draining, 42));
+    assert!(tell(Suppression::Observe, 43));
+    let due = scene.due(44).pop().expect("it is due");
+    activity.publish(Phase::InTransaction, at(45)).unwrap();
+    scene.sweep(46);
+    assert!(scene.ledger.suppressed(due, Suppression::Observe, true, at(46)).is_none(), "not that suspect");
+}
+
+#[test]
 fn a_suspect_whose_client_goes_without_a_word_is_disconnected() {
     let (mut scene, activity) = Scene::suspect();
     activity.finish().unwrap();
@@ -172,11 +189,10 @@ fn a_suspect_whose_client_goes_without_a_word_is_disconnected() {
 
 #[test]
 fn a_suspect_that_is_taken_back_is_reclaimed_whatever_its_client_does_then() {
-    let (mut scene, activity) = Scene::suspect();
+    let (mut scene, _activity) = Scene::suspect();
     let due = scene.due(30).pop().expect("it is due at its limit");
     assert_eq!((due.reason, due.evidence.idle_seconds), (Reason::IdleInTransaction, 30.0));
-    assert!(activity.take(due.seen));
-    scene.ledger.reclaiming(due.checkout);
+    assert!(scene.ledger.reclaim(&due));
     let told = scene.ledger.reclaimed_for(Scene::CHECKOUT, at(30)).map(|(reason, _)| reason);
     assert_eq!(told, Some(Reason::IdleInTransaction));
     assert!(scene.due(31).is_empty(), "it is not taken twice");

@@ -290,9 +290,8 @@ impl World {
         let (due, moves) = self.due[at].clone();
         let out = self.out.iter_mut().find(|out| out.id == due.checkout);
         let unmoved = out.as_ref().is_some_and(|out| out.moves == moves && !out.taken);
-        assert_eq!(due.handle.take(due.seen), unmoved, "{due:?} {out:?}");
+        assert_eq!(self.ledger.reclaim(&due), unmoved, "{due:?} {out:?}");
         if let Some(out) = out.filter(|_| unmoved) {
-            self.ledger.reclaiming(due.checkout);
             let told = self.ledger.reclaimed_for(due.checkout, self.now).map(|(reason, _)| reason);
             assert_eq!(told, Some(due.reason));
             out.taken = true;

@@ -13,6 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 use pgleash_core::{
     Action, Event, FlowState, InForce, LivePolicy, PoolKey, PoolMode, SessionId, Sink, Snapshot,
 };
+use pgleash_watchdog::Watch;
 use pgleash_wire::message::SqlState;
 use pgleash_wire::parameters::Vars;
 use pgleash_wire::session_query::Admission;
@@ -33,7 +34,6 @@ use crate::proxy::session::ClientPhase;
 use crate::turn::Turn;
 use crate::upstream::connector::Target;
 use crate::upstream::holder_handle::HolderState;
-use crate::watchdog::Watch;
 
 /// The process as its sessions see it.
 pub(crate) struct Hub {
@@ -159,7 +159,7 @@ impl Hub {
         let near = near.into_iter().find(|pool| pool.key().database == key.database);
         let library = near.map(|pool| pool.library().beside()).unwrap_or_default();
         drop(pools);
-        let attention = Arc::clone(&self.watch.attention);
+        let attention = Arc::clone(self.watch.attention());
         let (policy, pause_gate, sink) =
             (Arc::clone(&self.policy), Arc::clone(&self.pause_gate), Arc::clone(&self.sink));
         let pool = WatchedPool::new(
@@ -254,7 +254,7 @@ impl Hub {
         let handle = Arc::new(SessionHandle {
             key,
             turn: Turn::default(),
-            holder_state: HolderState::new(Arc::clone(&self.watch.attention)),
+            holder_state: HolderState::new(Arc::clone(self.watch.attention())),
             orders: Orders::default(),
             client_phase: ClientPhase::default(),
         });
@@ -368,7 +368,7 @@ impl Hub {
     pub(crate) fn pause(&self) -> FlowState {
         if self.pause_gate.pause() {
             self.sink.emit(Event::Paused { checkouts: self.checkouts() });
-            self.watch.attention.notify_one();
+            self.watch.attention().notify_one();
         }
         self.flow()
     }
@@ -413,7 +413,7 @@ impl Hub {
             pool.resize();
         }
         drop(opening);
-        self.watch.attention.notify_one();
+        self.watch.attention().notify_one();
         Ok(())
     }
 
