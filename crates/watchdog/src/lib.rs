@@ -13,12 +13,12 @@
 //!
 //! [`spawn`] runs the loop on a thread of its own; [`keep`] is the loop, for a runtime and a clock of the caller's.
 
-mod keeper;
+mod looking;
 mod pool;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-pub use crate::keeper::{keep, spawn};
+pub use crate::looking::{keep, spawn};
 pub use crate::pool::Pool;
 pub use crate::watch::Watch;

@@ -8,14 +8,14 @@ use pgleash_core::{Activity, Enforcement, Event, Ledger, Moment, Policy};
 /// A pool that is watched. Clones are the same pool.
 pub trait Pool: Clone + Send + Sync + 'static {
     /// How a holder is reached.
-    type Leash: AsRef<Activity> + Clone + Send + 'static;
+    type Handle: AsRef<Activity> + Clone + Send + 'static;
 
     /// The limits that apply now.
     fn policy(&self) -> Arc<Policy>;
 
     /// The pool's books, locked. A checkout begins and ends under the same lock, so that it cannot end while it is
     /// taken.
-    fn ledger(&self) -> impl DerefMut<Target = Ledger<Self::Leash>>;
+    fn ledger(&self) -> impl DerefMut<Target = Ledger<Self::Handle>>;
 
     /// What counts against the budget, locked. The loop locks the books while it has this, and never the other way
     /// round.
@@ -26,7 +26,7 @@ pub trait Pool: Clone + Send + Sync + 'static {
 
     /// Wakes a holder's own task. It looks at its sockets, and rings for attention when it has answered; or it
     /// finds that it has lost its connection.
-    fn wake(&self, leash: &Self::Leash);
+    fn wake(&self, handle: &Self::Handle);
 
     /// Asks the server whether this backend waits for its client. False if it does not say so, for whatever reason.
     fn waits_for_client(&self, backend_pid: i32) -> impl Future<Output = bool> + Send;

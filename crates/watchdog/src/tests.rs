@@ -30,13 +30,13 @@ struct Inner {
 }
 
 impl Pool for Books {
-    type Leash = Arc<Activity>;
+    type Handle = Arc<Activity>;
 
     fn policy(&self) -> Arc<Policy> {
         Arc::new(self.0.policy.lock().unwrap().clone())
     }
 
-    fn ledger(&self) -> impl DerefMut<Target = Ledger<Self::Leash>> {
+    fn ledger(&self) -> impl DerefMut<Target = Ledger<Self::Handle>> {
         self.0.ledger.lock().unwrap()
     }
 
@@ -48,8 +48,8 @@ impl Pool for Books {
         self.0.told.lock().unwrap().push(event);
     }
 
-    fn wake(&self, leash: &Self::Leash) {
-        leash.answer();
+    fn wake(&self, handle: &Self::Handle) {
+        handle.answer();
         self.0.watch.attention().notify_one();
     }
 
@@ -96,8 +96,8 @@ async fn scene(phase: Phase, action: Action) -> (Books, Arc<Activity>, tokio::ta
     let activity = Arc::new(Activity::new());
     activity.begin(Moment::START);
     activity.publish(phase, Moment::START).unwrap();
-    let leash = Arc::clone(&activity);
-    ledger.checked_out(CheckoutId(1), ConnId(1), Arc::new(holder), leash, Duration::ZERO, Moment::START);
+    let handle = Arc::clone(&activity);
+    ledger.checked_out(CheckoutId(1), ConnId(1), Arc::new(holder), handle, Duration::ZERO, Moment::START);
     let books = Books(Arc::new(Inner {
         watch: Arc::clone(&watch),
         policy: Mutex::new(Policy { action, ..Policy::default() }),

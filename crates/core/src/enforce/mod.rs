@@ -36,7 +36,7 @@ impl Facts {
     /// What the holder of `due` shows now. A holder that has not looked yet is asked to, and must be woken then;
     /// before the server was asked it has looked.
     pub fn of<L: AsRef<Activity>>(due: &Due<L>, draining: bool, confirmed: Option<bool>) -> Self {
-        let activity = due.leash.as_ref();
+        let activity = due.handle.as_ref();
         Self {
             reason: due.reason,
             left_alone: due.left_alone,

@@ -184,7 +184,7 @@ fn due(activity: &Arc<Activity>) -> Due<Arc<Activity>> {
     };
     Due {
         checkout: CheckoutId(1),
-        leash: Arc::clone(activity),
+        handle: Arc::clone(activity),
         seen: activity.observe(),
         reason: Reason::IdleInTransaction,
         evidence,

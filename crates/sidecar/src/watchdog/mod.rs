@@ -14,7 +14,7 @@ use crate::upstream::backend_probe::Backend;
 use crate::upstream::holder_handle::HolderHandle;
 
 impl Pool for WatchedPool {
-    type HolderHandle = HolderHandle;
+    type Handle = HolderHandle;
 
     fn policy(&self) -> Arc<Policy> {
         self.inner().policy.load_full()

@@ -74,7 +74,7 @@ impl<C: Fn() -> Moment + Clone + Send + 'static> Keeper<C> {
     }
 
     /// Asks about one checkout once at a time, and a second later at the earliest if the server did not confirm.
-    fn ask_server<P: Pool>(&mut self, pool: &P, due: Due<P::Leash>) {
+    fn ask_server<P: Pool>(&mut self, pool: &P, due: Due<P::Handle>) {
         let (pool, clock) = (pool.clone(), self.now.clone());
         self.confirming.entry(due.checkout).or_insert_with(|| {
             tokio::spawn(async move {
@@ -92,11 +92,11 @@ impl<C: Fn() -> Moment + Clone + Send + 'static> Keeper<C> {
 /// Decides about one checkout that is due, and does what is decided. Gives it back if the server is to be asked first.
 fn enforce<P: Pool>(
     pool: &P,
-    due: Due<P::Leash>,
+    due: Due<P::Handle>,
     draining: bool,
     confirmed: Option<bool>,
     now: Moment,
-) -> Option<Due<P::Leash>> {
+) -> Option<Due<P::Handle>> {
     let policy = pool.policy();
     let mut enforcement = pool.enforcement();
     let facts = Facts::of(&due, draining, confirmed);
@@ -104,7 +104,7 @@ fn enforce<P: Pool>(
         Act::Nothing => return None,
         Act::AskServer => return Some(due),
         Act::AskHolder => {
-            pool.wake(&due.leash);
+            pool.wake(&due.handle);
             return None;
         }
         Act::Reclaim => {
@@ -112,7 +112,7 @@ fn enforce<P: Pool>(
             let taken = pool.ledger().reclaim(&due);
             if taken {
                 enforcement.reclaimed(now);
-                pool.wake(&due.leash);
+                pool.wake(&due.handle);
                 return None;
             }
             Suppression::Moved
