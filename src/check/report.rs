@@ -120,6 +120,13 @@ impl Report {
         self.add(Level::Failed, about, what, todo.map(str::to_owned));
     }
 
+    /// Notes the command that shows more of the last finding.
+    pub(super) fn by(&mut self, command: impl Into<String>) {
+        if let Some(last) = self.findings.last_mut() {
+            last.by(command);
+        }
+    }
+
     fn add(&mut self, level: Level, about: &'static str, what: String, todo: Option<String>) -> &mut Finding {
         self.findings.push(Finding { level, about, what, todo, command: None });
         let Some(added) = self.findings.last_mut() else { unreachable!("it was added") };
@@ -137,7 +144,7 @@ impl fmt::Display for Report {
             }
         }
         let (warnings, failures) = (self.count(Level::Warning), self.count(Level::Failed));
-        write!(f, "{warnings} warnings, {failures} failures. Next: {}", self.next)
+        write!(f, "Warnings: {warnings}, failures: {failures}. Next: {}", self.next)
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) async fn ask(client: &Client, upstream: &Upstream, report: &mut Repor
         }
         (TlsMode::Disable | TlsMode::Prefer | TlsMode::Require, _) => None,
     };
-    let offered = client.query_one("SELECT current_setting('ssl') = 'on'", &[]).await?.get(0);
+    let offered: bool = client.query_one("SELECT current_setting('ssl') = 'on'", &[]).await?.get(0);
     let is_near = is_near(upstream);
     match (encrypted, verified) {
         (Some(how), _) if is_near => report.ok("tls", format!("{how}; on this machine")),

@@ -8,10 +8,12 @@ use std::time::Duration;
 use pgleash_sidecar::config::{Config, Upstream};
 use pgleash_sidecar::tls::upstream;
 use tokio::time::timeout;
+use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::check::next::quoted;
 use crate::check::report::Trouble;
 use crate::check::{Report, server_limits, server_tls};
 
@@ -20,6 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a cancelled or terminated session may take to end.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// What to do where nobody listens.
+const NOT_THERE: &str =
+    "see that Postgres runs, and that host and port, or the socket's directory, are right";
 
 /// The oldest major version that PostgreSQL's own project still mends.
 const OLDEST: i32 = 14;
@@ -33,7 +39,11 @@ pub(super) async fn look(config: &Config, report: &mut Report) {
         Ok(client) => client,
         Err(Trouble { what, todo }) => {
             let what = format!("{}: {what}", config.upstream.redacted());
-            return report.fail_plainly("upstream", Trouble { what, todo });
+            report.fail_plainly("upstream", Trouble { what, todo });
+            if todo == Some(NOT_THERE) {
+                report.by(is_ready(&config.upstream));
+            }
+            return;
         }
     };
     let asked = timeout(PATIENCE, ask(&client, config, report)).await;
@@ -68,6 +78,17 @@ async fn try_backends(client: &Client, config: &Config, tls: &MakeRustlsConnect,
         Ok(Err(why)) => report.fail_plainly("terminate", why),
         Err(_) => report.fail_plainly("terminate", "a terminated backend did not go away".to_owned()),
     }
+}
+
+/// Asks the first host whether a server is there at all.
+fn is_ready(upstream: &Upstream) -> String {
+    let host = match upstream.postgres.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        Some(Host::Unix(directory)) => directory.display().to_string(),
+        None => "localhost".to_owned(),
+    };
+    let port = upstream.postgres.get_ports().first().copied().unwrap_or(5432);
+    format!("pg_isready -h {} -p {port}", quoted(&host))
 }
 
 async fn connect(upstream: &Upstream, tls: &MakeRustlsConnect) -> Result<Client, Trouble> {
@@ -219,14 +240,8 @@ fn hint_for_state(state: &SqlState) -> Option<&'static str> {
 
 fn hint_for_io(error: &io::Error) -> Option<&'static str> {
     use rustls::CertificateError::{NotValidForName, NotValidForNameContext, Other, UnknownIssuer};
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            return Some("see that Postgres runs, and that host and port are right");
-        }
-        io::ErrorKind::NotFound => {
-            return Some("see that Postgres runs, and that the socket's directory is right");
-        }
-        _ => {}
+    if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) {
+        return Some(NOT_THERE);
     }
     match error.get_ref()?.downcast_ref::<rustls::Error>()? {
         rustls::Error::InvalidCertificate(UnknownIssuer) => {

@@ -45,7 +45,7 @@ async fn a_check_of_a_good_server_finds_nothing_wrong() {
     assert_eq!(findings(&ran, "fail"), [], "{}", ran.stdout);
     assert_eq!(ran.stdout.lines().count(), 10, "{}", ran.stdout);
     let typed = "pgleash run --listen 127.0.0.1:0 --admin 127.0.0.1:0 --set leaks.action=observe";
-    let last = format!("0 warnings, 0 failures. Next: {typed}");
+    let last = format!("Warnings: 0, failures: 0. Next: {typed}");
     assert_eq!(ran.stdout.lines().last(), Some(last.as_str()));
 }
 
@@ -161,6 +161,9 @@ async fn a_check_tells_a_wrong_password_from_a_missing_database_and_a_missing_se
             "{failures:?}"
         );
         assert!(!ran.stdout.contains("hunter2"), "{}", ran.stdout);
+        let next =
+            if because.len() == 5 { "Next: pgleash check " } else { "Next: pg_isready -h 127.0.0.1 -p " };
+        assert!(ran.stdout.contains(next), "{}", ran.stdout);
     }
 }
 

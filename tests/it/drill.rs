@@ -20,8 +20,9 @@ fn play(scenario: &str, more: &[&str]) -> (Output, Value) {
 fn the_incident_is_survived_and_its_cause_named() {
     let events = tempfile::tempdir().unwrap();
     let kept = events.path().display().to_string();
-    let (ran, report) = play("incident", &["--mode", "transaction", "--events", &kept]);
-    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let (ran, report) = play("incident", &["--mode", "transaction", "--watch", "--events", &kept]);
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success() && said.contains("watch it at http://127.0.0.1:"), "{said}");
     for run in report["runs"].as_array().unwrap() {
         assert_eq!(run["leaks"]["named_first"]["route"], "POST /refund", "{}", run["leaks"]);
         assert_eq!(run["leaks"]["planted"], run["leaks"]["found"], "{}", run["leaks"]);

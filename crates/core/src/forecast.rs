@@ -1,4 +1,4 @@
-//! Time to exhaustion. Floor 1, pure.
+//! Time to exhaustion. Pure.
 //!
 //! What is stale is not coming back by itself; when stale checkouts grow, the room between them and
 //! what healthy work needs shrinks to nothing at a time that can be foretold. A traffic spike raises

@@ -1,6 +1,6 @@
 //! Names for things: moments, checkouts, server connections, client sessions, pools, holders.
 //!
-//! Floor 0. No clock here: a [`Moment`] is a value that somebody else read.
+//! No clock here: a [`Moment`] is a value that somebody else read.
 
 use std::fmt;
 use std::ops::Add;

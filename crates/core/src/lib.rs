@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  what happened ──▶ Ledger ──▶ sweep(policy, now) ──▶ Due: who is due, why, and the evidence
-//!  (checkout, statement,           │            └──▶ Enforcement::decide(facts) ──▶ Act: what is done about it
+//!  (checkout, statement,           │                    └──▶ Enforcement::decide ──▶ Act: what is done now
 //!   answer, return)                └──▶ Event, Snapshot: what people and machines read
 //! ```
 
@@ -31,7 +31,7 @@ mod string_enum;
 pub mod text;
 mod trace;
 
-pub use crate::activity::{Activity, Phase};
+pub use crate::activity::{Activity, Phase, Reclaimed};
 pub use crate::enforce::{Act, Enforcement, Facts};
 pub use crate::event::{
     Channel, CloseReason, Credential, Delivery, Event, Evidence, Grounds, InForce, LeftAlone, Level, Reason,

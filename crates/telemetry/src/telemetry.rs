@@ -1,6 +1,6 @@
 //! Turns facts into counters, log lines and the list of latest events; turns snapshots into gauges.
 //!
-//! Floor 2. [`Telemetry`] is the one [`Sink`] of a running process, and the one writer of `/metrics`:
+//! [`Telemetry`] is the one [`Sink`] of a running process, and the one writer of `/metrics`:
 //!
 //! - event families (counters, histograms) are kept in recorders that this value owns, so several
 //!   `Telemetry` values may live in one process;

@@ -6,8 +6,8 @@
 //! it runs as `postgres` if there is such a user, else as `nobody`.
 //!
 //! ```no_run
-//! # async fn example() -> Result<(), pgleash::drill::scratch::ScratchError> {
-//! use pgleash::drill::scratch::{Options, Scratch};
+//! # async fn example() -> Result<(), pgleash_testkit::ScratchError> {
+//! use pgleash_testkit::{Options, Scratch};
 //!
 //! let mut server = Scratch::start(Options::default()).await?;
 //! println!("{} is process {}", server.url(), server.pid());

@@ -1,4 +1,4 @@
-//! What is usual: how long healthy holders pause, and how long they hold, for each kind of work. Floor 1, pure.
+//! What is usual: how long healthy holders pause, and how long they hold, for each kind of work. Pure.
 //!
 //! A pause that ended because the client went on was a healthy one, whatever became of its checkout later;
 //! so checkouts that are still out are evidence as well. Lengths are kept in two sketches that take turns, so

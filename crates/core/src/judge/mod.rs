@@ -1,4 +1,4 @@
-//! Evidence in, verdict out. Floor 1, pure.
+//! Evidence in, verdict out. Pure.
 //!
 //! The configured limits are ceilings. Where it is known what is usual, a checkout is suspect once it has
 //! been idle for three times the longest healthy pause of its kind of work, if most of its later siblings have

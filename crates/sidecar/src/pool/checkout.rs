@@ -114,7 +114,7 @@ impl Checkout {
         self.check_in(ConnPlace::Recycling, resolution, pgleash_clock::now());
         let job = Job { conn: Arc::clone(&lease.pooled.conn), checkout: self.id, lease, wire, plan };
         // The receiver lives as long as the pool; without it the job, and the connection, is dropped.
-        drop(self.pool.inner().janitor.send(job));
+        drop(self.pool.inner().recycler.send(job));
     }
 
     fn check_in(&self, to: ConnPlace, resolution: Resolution, now: Moment) {

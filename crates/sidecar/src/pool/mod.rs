@@ -89,7 +89,7 @@ pub(crate) async fn answered<T>(
 static NEXT_CHECKOUT: AtomicU64 = AtomicU64::new(1);
 
 impl WatchedPool {
-    /// A pool with no connection yet. Must be called on the data path's runtime, where its janitor
+    /// A pool with no connection yet. Must be called on the data path's runtime, where its recycler
     /// and its connections live.
     ///
     /// # Panics
@@ -103,7 +103,7 @@ impl WatchedPool {
         (attention, library): (Arc<Notify>, Library),
     ) -> Self {
         let target = target.for_login(&key.database, &key.user);
-        let (janitor, jobs) = mpsc::unbounded_channel();
+        let (recycler, jobs) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             probe: Probe::default(),
             survey: Survey::default(),
@@ -116,7 +116,7 @@ impl WatchedPool {
             idle_conns: IdleConns::new(),
             roster: Mutex::default(),
             library: Arc::new(library),
-            janitor,
+            recycler,
             welcome: ArcSwapOption::empty(),
             accepted_parameters: AcceptedParameters::default(),
             known: Known::default(),

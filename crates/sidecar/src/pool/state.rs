@@ -102,7 +102,7 @@ pub(crate) struct Inner {
     pub(crate) roster: Mutex<BTreeMap<ConnId, Arc<ServerConn>>>,
     /// What the pool's clients have prepared.
     pub(crate) library: Arc<Library>,
-    pub(crate) janitor: mpsc::UnboundedSender<Job>,
+    pub(crate) recycler: mpsc::UnboundedSender<Job>,
     pub(crate) welcome: ArcSwapOption<BTreeMap<String, String>>,
     /// What clients have asked for at their logins that the server took.
     pub(crate) accepted_parameters: AcceptedParameters,

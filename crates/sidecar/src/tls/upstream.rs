@@ -1,4 +1,4 @@
-//! TLS: to the upstream server by libpq's rules, and to clients in [`client_listener`].
+//! TLS: to the upstream server by libpq's rules, and to clients in `tls::listener`.
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! `pgleash drill`: plays the incident on a real PostgreSQL, without and with the watchdog.
 //!
-//! The drill starts a throw-away server ([`scratch`]) and pgleash itself as a child process ([`child`]).
+//! The drill starts a throw-away server ([`pgleash_testkit`]) and pgleash itself as a child process ([`subprocess`]).
 //! A payments service ([`app`]) whose every arrival, think time and leak is drawn from a seed
-//! ([`scenario`]) runs against it twice. The drill knows what it leaked, so it can judge ([`truth`]) what
+//! ([`scenario`]) runs against it twice. The drill knows what it leaked, so it can judge ([`expected`]) what
 //! pgleash found, what it took back, and whom it hit; [`report`], [`table`], [`chart`] and [`html`] show it.
 
 pub mod app;
@@ -118,8 +118,8 @@ async fn hold(args: &Args, ground: &mut Ground) -> Result<Report, DrillError> {
     let scenario = Scenario { seed, minutes, rate, mode, kind };
     let pgleash = run::program(args.pgleash.as_deref())?;
     eprintln!("pgleash drill: {scenario}");
-    let admin = if args.watch { announced_page()? } else { SocketAddr::from(([127, 0, 0, 1], 0)) };
     let (url, server) = ground.prepare(args, &scenario).await?;
+    let admin = if args.watch { announced_page()? } else { SocketAddr::from(([127, 0, 0, 1], 0)) };
     let Some(schema) = ground.schema.as_mut() else { unreachable!("prepare made it") };
     let stage = Stage {
         pgleash,

@@ -1,7 +1,7 @@
 //! `pgleash report`: what an event log tells of an incident or of a dry run.
 //!
-//! Each line is read back ([`mod@line`]) into one [`story`], whose suspicions have an end and whose other events are
-//! folded ([`timeline`]); what follows from it ([`findings`], [`advice`]) is laid out once ([`page`]) and written as
+//! Each line is read back ([`parse`]) into one [`history`], whose suspicions have an end and whose other events are
+//! folded ([`timeline`]); what follows from it ([`findings`], [`advice`]) is laid out once ([`layout`]) and written as
 //! [`markdown`] or [`html`].
 
 pub mod advice;

@@ -110,7 +110,7 @@ impl Screen {
         }
     }
 
-    /// How old the data is, if it is too old; [`PERIOD`] of it is normal.
+    /// How old the data is, if it is too old; `PERIOD` of it is normal.
     pub fn stale_for(&self, now: Moment) -> Option<Duration> {
         let age = now.since(self.seen?);
         (age >= Self::STALE).then_some(age.saturating_sub(PERIOD))
