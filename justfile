@@ -21,7 +21,7 @@ test *args:
 check:
     cargo fmt --all --check
     cargo clippy --locked --all-targets -- -D warnings
-    cargo nextest run --locked --workspace --exclude pgleash
+    cargo nextest run --locked --workspace --exclude pgleash --lib
 
 # formatting, clippy and shell scripts, with no warning allowed
 lint:
